@@ -1,0 +1,1 @@
+"""Layers that two or more families share, and the typed raw outputs by which networks and losses meet."""
