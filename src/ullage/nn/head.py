@@ -1,0 +1,74 @@
+"""The anchor-free detection head with distance distributions (arXiv:2006.04388) and a depthwise class branch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ullage.nn.layers import ConvUnit, depthwise_unit
+from ullage.nn.outputs import RawDetections, anchor_grid
+
+BINS_PER_SIDE = 16
+
+
+class DetectHead(nn.Module):
+    """Box bins and class logits from three feature maps.
+
+    Args:
+        num_classes: K.
+        channels: Channels of P3, P4, P5.
+        strides: Pixels a cell of each level.
+    """
+
+    def __init__(self, num_classes: int, channels: tuple[int, ...], strides: tuple[int, ...] = (8, 16, 32)) -> None:
+        super().__init__()
+        self.num_classes, self.strides = num_classes, strides
+        box_width = max(16, channels[0] // 4, 4 * BINS_PER_SIDE)
+        class_width = max(channels[0], min(num_classes, 100))
+        self.cv2 = nn.ModuleList(
+            nn.Sequential(
+                ConvUnit(c, box_width, 3), ConvUnit(box_width, box_width, 3), nn.Conv2d(box_width, 4 * BINS_PER_SIDE, 1)
+            )
+            for c in channels
+        )
+        self.cv3 = nn.ModuleList(
+            nn.Sequential(
+                nn.Sequential(depthwise_unit(c, c, 3), ConvUnit(c, class_width)),
+                nn.Sequential(depthwise_unit(class_width, class_width, 3), ConvUnit(class_width, class_width)),
+                nn.Conv2d(class_width, num_classes, 1),
+            )
+            for c in channels
+        )
+        self.dfl = FixedBins()
+        self.reset_biases()
+
+    def reset_biases(self) -> None:
+        """Start from boxes of some extent and from few objects an image (5 in 640 x 640 pixels)."""
+        for box_branch, class_branch, stride in zip(self.cv2, self.cv3, self.strides, strict=True):
+            nn.init.constant_(box_branch[-1].bias, 1.0)
+            nn.init.constant_(class_branch[-1].bias, math.log(5 / self.num_classes / (640 / stride) ** 2))
+
+    def forward(self, maps: tuple[torch.Tensor, ...]) -> RawDetections:
+        """Feature maps (B, C, H, W) of P3, P4, P5 to raw detections, anchors in that order, row-major."""
+        bins = [_anchors_first(branch(x)) for branch, x in zip(self.cv2, maps, strict=True)]
+        logits = [_anchors_first(branch(x)) for branch, x in zip(self.cv3, maps, strict=True)]
+        sizes_hw = [(x.shape[2], x.shape[3]) for x in maps]
+        centres_A2, strides_A = anchor_grid(sizes_hw, self.strides, maps[0].device)
+        return RawDetections(torch.cat(bins, 1), torch.cat(logits, 1), centres_A2, strides_A)
+
+
+class FixedBins(nn.Module):
+    """The bin values 0 ... 15 as published checkpoints store them: constants that are counted as parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(BINS_PER_SIDE, 1, 1, bias=False).requires_grad_(False)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.arange(float(BINS_PER_SIDE)).view(1, -1, 1, 1))
+
+
+def _anchors_first(map_BCHW: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) to (B, H * W, C); a view when the map is channels-last."""
+    return map_BCHW.flatten(2).transpose(1, 2)
