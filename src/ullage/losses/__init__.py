@@ -1,0 +1,1 @@
+"""Assigners and losses: they return sums and normalisers, never means."""
