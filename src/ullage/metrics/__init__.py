@@ -1,0 +1,1 @@
+"""How good a detector is: COCO average precision, curves, confusion matrix, pictures and ``predictions.json``."""
