@@ -61,6 +61,7 @@ def draw_boxes(
     names: Sequence[str],
     scores: Array | torch.Tensor | Sequence[float] | None = None,
     line_width: int | None = None,
+    labels: bool = True,
 ) -> Array:
     """Draw labelled boxes on a copy of an image.
 
@@ -71,6 +72,7 @@ def draw_boxes(
         names: Class names by id, in any script; an id without a name is shown as a number.
         scores: N scores, shown beside the name.
         line_width: Pixels; None follows the size of the picture and of each box.
+        labels: False draws the boxes alone.
 
     Returns:
         A new uint8 RGB array of the same shape.
@@ -100,7 +102,7 @@ def draw_boxes(
         box_width = base_width if line_width is not None else _box_line_width(boxes_N4[row], base_width)
         _outline(draw, boxes_N4[row], class_colour(int(ids_N[row])), box_width)
     plates = _Plates(boxes_N4, (height, width))
-    for row in order:
+    for row in order if labels else ():
         class_id = int(ids_N[row])
         name, font_file = drawable_name(names[class_id] if 0 <= class_id < len(names) else "", class_id)
         score = None if scores_N is None else float(scores_N[row])

@@ -1,0 +1,1 @@
+"""Detectors at work: sources in, predictors, results, sinks out."""
