@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ullage.geometry.boxes import area_xyxy
 from ullage.geometry.labels import Labels
 
+Split = Literal["train", "val", "test"]
+Format = Literal["yolo", "coco", "voc", "csv"]
 ProblemKind = Literal[
     "missing_image", "corrupt_image", "missing_label", "corrupt_label", "box_outside", "box_empty", "duplicate_box",
-    "duplicate_image", "class_out_of_range", "orphan_label", "unsupported",
+    "duplicate_image", "duplicate_label", "class_out_of_range", "orphan_label", "size_mismatch",
 ]  # fmt: skip
+Action = Literal["box_left_out", "image_left_out", "label_left_out", "box_clipped", "kept"]
 
 
 @dataclass(frozen=True)
@@ -24,18 +29,39 @@ class Problem:
         file: The file it is in.
         line: 1-based line (or 0-based annotation number in JSON and XML), None when it is about the whole file.
         message: What was found, in words.
-        action: What training does: leave the box out, leave the image out, change the box, or keep all as it is.
+        action: What training does: leave the box, the image or the label file out, clip the box, or keep all as it is.
     """
 
     kind: ProblemKind
     file: str
     line: int | None
     message: str
-    action: Literal["box_left_out", "image_left_out", "box_clipped", "kept"]
+    action: Action
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
         return f"{where}: {self.message} ({self.action.replace('_', ' ')})"
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set is, before its images are looked at.
+
+    Attributes:
+        names: Class names.
+        splits: The splits it has.
+        format: How its labels are written.
+        root: Folder that its paths are relative to.
+        category_ids: COCO category id of each class, else 0, 1, 2 ...
+        notes: What a user should know about how it was read, one sentence each.
+    """
+
+    names: tuple[str, ...]
+    splits: tuple[Split, ...]
+    format: Format
+    root: Path
+    category_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +79,8 @@ class DetectionSet:
         image_ids: Identifiers for ``predictions.json``: COCO's ids, else the file's stem.
         category_ids: COCO category id of each class, else 0, 1, 2 ...
         problems: What was wrong and what was done about it.
+        areas_px2_N: float64, area of each object where the labels state it (COCO's mask area, which its small, medium
+            and large are about), else of its box. None means: of its box.
     """
 
     names: tuple[str, ...]
@@ -65,6 +93,7 @@ class DetectionSet:
     image_ids: tuple[int | str, ...]
     category_ids: tuple[int, ...]
     problems: tuple[Problem, ...] = field(default=())
+    areas_px2_N: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,6 +102,13 @@ class DetectionSet:
         """Return the boxes of one image."""
         rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return Labels(self.boxes_xyxy_px_N4[rows], self.class_ids_N[rows], self.crowd_N[rows])
+
+    def areas_px2(self, index: int) -> np.ndarray[Any, Any]:
+        """Return the objects' areas in one image, float64, in the order of its boxes."""
+        rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        if self.areas_px2_N is not None:
+            return self.areas_px2_N[rows]
+        return area_xyxy(self.boxes_xyxy_px_N4[rows].astype(np.float64))
 
     def size_hw(self, index: int) -> tuple[int, int]:
         """Return height and width of one image."""
