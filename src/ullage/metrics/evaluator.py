@@ -36,8 +36,9 @@ class DetectionEvaluator:
 
     AP follows COCO's protocol (101 recall levels, IoU .50 to .95, crowd regions neither for nor against), except that
     up to ``max_det`` detections per image and class count, where COCO's own tables stop at 100; ``max_det=100`` gives
-    COCO's figures. The order of images, boxes and detections does not matter. Memory beyond the columns follows the
-    class with most detections, since the classes are evaluated one by one.
+    COCO's figures. The order of images does not matter, nor that of detections except between equal scores of a class,
+    where the first comes first as in COCO. Memory beyond the columns follows the class with most detections, since the
+    classes are evaluated one by one.
     """
 
     def __init__(
@@ -111,9 +112,9 @@ class DetectionEvaluator:
         self._check_values(image, "labels", gt_class_G, gt_boxes_G4)
         self._check_values(image, "detections", det_class_D, det_boxes_D4, det_scores_D)
         self._check_frame(image, gt_boxes_G4, size_hw)
-        # one canonical order, down to the corners, so that ties never depend on the order of arrival
-        order = np.lexsort((gt_area_G, *gt_boxes_G4.T, gt_class_G))
-        rows = np.lexsort((*det_boxes_D4.T, -det_scores_D, det_class_D))
+        # stable sorts: what ties keeps its order, as in COCO
+        order = np.argsort(gt_class_G, kind="stable")
+        rows = np.lexsort((-det_scores_D, det_class_D))
         rows = rows[best_per_group(det_class_D[rows], self._max_det)]
         self._images[image] = _Image(
             gt_class_G[order],
@@ -154,7 +155,7 @@ class DetectionEvaluator:
         Args:
             speed: Milliseconds an image by stage (preprocess, inference, postprocess), handed through.
         """
-        columns = self._columns()
+        columns = self.columns()
         tables, curves = evaluate_coco(columns, max_det=self._max_det), compute_curves(columns)
         best = curves.best_point()
         box = BoxMetrics(
@@ -181,7 +182,8 @@ class DetectionEvaluator:
             instances_per_class=columns.instances(),
         )
 
-    def _columns(self) -> Columns:
+    def columns(self) -> Columns:
+        """Return all rows so far, ordered by image id, class and score."""
         keys = sorted(self._images, key=lambda key: (isinstance(key, str), key))
         images = [self._images[key] for key in keys]
         numbers = np.arange(len(images), dtype=np.int32)
