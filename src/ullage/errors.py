@@ -10,7 +10,8 @@
     ├── ExportParityError    an exported file does not compute what the network computes
     └── BackendUnavailable   a device, library or runtime that was asked for is not on this machine
 
-Every message says what was asked, what was found, what is allowed and what to do; the command line prints it as one line.
+Every message says what was asked, what was found, what is allowed and what to do; the command line prints it as one
+line.
 """
 
 from __future__ import annotations
@@ -65,5 +66,6 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     Returns:
         ``" Did you mean 'x'?"``, or an empty string when nothing is close.
     """
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    spelling = {word.lower(): word for word in allowed}
+    close = difflib.get_close_matches(name.lower(), list(spelling), n=1, cutoff=0.6)
+    return f" Did you mean '{spelling[close[0]]}'?" if close else ""

@@ -6,11 +6,11 @@ handful of sections. ``TrainConfig.load(...)`` routes flat keys to sections; ``f
 
 from ullage.config.augment import AugmentSettings
 from ullage.config.base import KeyHelp, VerbConfig, parse_value
-from ullage.config.data import DataSettings, LoaderSettings
-from ullage.config.device import DeviceSettings
+from ullage.config.data import DataSettings, EvalDataSettings, EvalLoaderSettings, LoaderSettings
+from ullage.config.device import DeviceSettings, EvalDeviceSettings, TrainDeviceSettings
 from ullage.config.evaluate import EvalSettings
 from ullage.config.loss import LossSettings
-from ullage.config.model import ModelSettings
+from ullage.config.model import ModelSettings, TrainModelSettings
 from ullage.config.optimise import OptimSettings
 from ullage.config.predict import PredictSettings
 from ullage.config.run import FolderSettings, TrainRunSettings
@@ -20,6 +20,9 @@ __all__ = [
     "AugmentSettings",
     "DataSettings",
     "DeviceSettings",
+    "EvalDataSettings",
+    "EvalDeviceSettings",
+    "EvalLoaderSettings",
     "EvalSettings",
     "FolderSettings",
     "KeyHelp",
@@ -30,6 +33,8 @@ __all__ = [
     "PredictConfig",
     "PredictSettings",
     "TrainConfig",
+    "TrainDeviceSettings",
+    "TrainModelSettings",
     "TrainRunSettings",
     "ValConfig",
     "VerbConfig",

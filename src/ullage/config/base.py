@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -15,11 +16,17 @@ from pydantic.fields import FieldInfo
 
 from ullage.errors import ConfigError, nearest
 
+_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.ASCII | re.IGNORECASE)
+
 
 class Section(BaseModel):
-    """A frozen group of settings that one room reads."""
+    """A frozen group of settings that one room reads.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Validators are built on first use: ``--help`` needs the fields only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -44,7 +51,7 @@ class KeyHelp:
 class VerbConfig(BaseModel):
     """The sections that one verb reads; every key lives in exactly one of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
     verb: ClassVar[str] = ""
 
     @classmethod
@@ -83,6 +90,19 @@ class VerbConfig(BaseModel):
             return cls.model_validate(parts)
         except ValidationError as error:
             raise ConfigError(_one_line(error, cls)) from None
+
+    @classmethod
+    def parse(cls, texts: Mapping[str, str]) -> dict[str, Any]:
+        """Read flat keys as typed on a command line; where a text is meant, what looks like a number stays one.
+
+        Raises:
+            ConfigError: A key is unknown.
+        """
+        known = cls.fields()
+        for key in texts:
+            if key not in known:
+                raise ConfigError(f"{cls.verb} knows no setting '{key}'.{nearest(key, known)}")
+        return {key: parse_typed(text, known[key][1].annotation) for key, text in texts.items()}
 
     def override(self, **values: Any) -> Self:
         """Return a copy with some flat keys changed, validated again."""
@@ -128,25 +148,36 @@ def read_settings(file: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"'{path}' must hold 'key: value' lines, found a {type(content).__name__}")
-    return {str(key): value for key, value in content.items()}
+    settings = cast(dict[Any, Any], content)
+    return {str(key): value for key, value in settings.items()}
+
+
+def parse_typed(text: str, annotation: Any) -> Any:
+    """Read one value typed on a command line for a setting of a known type: ``name=007`` stays ``"007"``."""
+    leaves = _leaf_types(annotation)
+    if str not in leaves or typing.get_origin(annotation) is typing.Literal:
+        return parse_value(text)
+    value = parse_value(text)
+    return value if type(value) in leaves else text
 
 
 def parse_value(text: str) -> Any:
     """Read one value typed on a command line: ``1e-3``, ``True``, ``None``, ``320,608``, ``[0, 1]``, or a string."""
     if text in ("None", "none", "null", ""):
         return None
-    try:
-        return float(text) if not text.lstrip("+-").isdigit() else int(text)
-    except ValueError:
-        pass
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if text[:1] in "[({" and text[-1:] in "])}":
-        try:
-            return yaml.safe_load(text.replace("(", "[").replace(")", "]"))
-        except yaml.YAMLError:
-            return text
-    return text
+    if (number := _number(text)) is not None:
+        return number
+    bare = text[1:-1] if (text[0], text[-1]) in (("[", "]"), ("(", ")")) else text
+    parts = [_number(part.strip()) for part in bare.rstrip(",").split(",")]
+    return parts if None not in parts and (bare != text or "," in text) else text
+
+
+def _number(text: str) -> int | float | None:
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _DECIMAL.fullmatch(text) else None
 
 
 def type_name(annotation: Any) -> str:
@@ -162,7 +193,8 @@ def type_name(annotation: Any) -> str:
         return f"({', '.join(type_name(arg) if arg is not Ellipsis else '...' for arg in args)})"
     if origin is list:
         return f"[{type_name(args[0])}, ...]"
-    return {"NoneType": "None", "str": "text", "Path": "path"}.get(annotation.__name__, annotation.__name__)
+    name = str(annotation.__name__)
+    return {"NoneType": "None", "str": "text", "Path": "path"}.get(name, name)
 
 
 def _leaf_types(annotation: Any) -> set[Any]:
@@ -196,10 +228,14 @@ def _one_line(error: ValidationError, config: type[VerbConfig]) -> str:
     ]
     allowed = type_name(field.annotation) + (f", {' and '.join(limits)}" if limits else "")
     value = first.get("input")
-    near = nearest(value, typing.get_args(field.annotation)) if _is_words(field.annotation, value) else ""
+    near = nearest(value, _words(field.annotation)) if isinstance(value, str) else ""
     detail = f" ({message})" if first["type"] == "value_error" else ""
     return f"{key}={value!r} is not allowed{detail}; allowed: {allowed}.{near}"
 
 
-def _is_words(annotation: Any, value: Any) -> bool:
-    return isinstance(value, str) and all(isinstance(arg, str) for arg in typing.get_args(annotation))
+def _words(annotation: Any) -> list[str]:
+    """Return the texts that a type spells out."""
+    args: Sequence[Any] = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return [arg for arg in args if isinstance(arg, str)]
+    return [word for arg in args for word in _words(arg)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 from pydantic import Field, field_validator
 
@@ -10,15 +11,29 @@ from ullage.config.base import Section
 
 
 class DeviceSettings(Section):
-    """Device, precision, compilation."""
+    """Device."""
 
-    device: str | None = Field(None, description="'cpu', 0, 'cuda:0', 'mps'; None takes the first GPU, else the CPU")
-    amp: bool | Literal["fp16", "bf16"] = Field(True, description="mixed precision; True chooses what is faster")
-    compile: bool = Field(False, description="compile the network with torch.compile")
+    device: str | None = Field(
+        default=None, description="'cpu', 0, 'cuda:0', 'mps'; None takes the first GPU, else the CPU"
+    )
 
     @field_validator("device", mode="before")
     @classmethod
     def _device_text(cls, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return ",".join(str(part) for part in value)
+            return ",".join(str(part) for part in cast(Sequence[Any], value))
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class EvalDeviceSettings(DeviceSettings):
+    """Device and precision."""
+
+    amp: bool | Literal["fp16", "bf16"] = Field(
+        default=True, description="mixed precision; True chooses what is faster"
+    )
+
+
+class TrainDeviceSettings(EvalDeviceSettings):
+    """Device, precision, compilation."""
+
+    compile: bool = Field(default=False, description="compile the network with torch.compile")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ullage.config.augment import AugmentSettings
 from ullage.config.base import VerbConfig
-from ullage.config.data import DataSettings, LoaderSettings
-from ullage.config.device import DeviceSettings
+from ullage.config.data import DataSettings, EvalDataSettings, EvalLoaderSettings, LoaderSettings
+from ullage.config.device import DeviceSettings, EvalDeviceSettings, TrainDeviceSettings
 from ullage.config.evaluate import EvalSettings
 from ullage.config.loss import LossSettings
-from ullage.config.model import ModelSettings
+from ullage.config.model import ModelSettings, TrainModelSettings
 from ullage.config.optimise import OptimSettings
 from ullage.config.predict import PredictSettings
 from ullage.config.run import FolderSettings, TrainRunSettings
@@ -23,15 +23,15 @@ class TrainConfig(VerbConfig):
 
     verb: ClassVar[str] = "train"
 
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    loader: LoaderSettings = LoaderSettings()
-    optim: OptimSettings = OptimSettings()
-    loss: LossSettings = LossSettings()
-    augment: AugmentSettings = AugmentSettings()
-    device: DeviceSettings = DeviceSettings()
-    folder: FolderSettings = FolderSettings()
-    run: TrainRunSettings = TrainRunSettings()
+    model: TrainModelSettings = Field(default_factory=TrainModelSettings)
+    data: DataSettings = Field(default_factory=DataSettings)
+    loader: LoaderSettings = Field(default_factory=LoaderSettings)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
+    loss: LossSettings = Field(default_factory=LossSettings)
+    augment: AugmentSettings = Field(default_factory=AugmentSettings)
+    device: TrainDeviceSettings = Field(default_factory=TrainDeviceSettings)
+    folder: FolderSettings = Field(default_factory=FolderSettings)
+    run: TrainRunSettings = Field(default_factory=TrainRunSettings)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -50,12 +50,12 @@ class ValConfig(VerbConfig):
 
     verb: ClassVar[str] = "val"
 
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings(rect=True)
-    loader: LoaderSettings = LoaderSettings()
-    eval: EvalSettings = EvalSettings()
-    device: DeviceSettings = DeviceSettings()
-    folder: FolderSettings = FolderSettings()
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    data: EvalDataSettings = Field(default_factory=EvalDataSettings)
+    loader: EvalLoaderSettings = Field(default_factory=EvalLoaderSettings)
+    eval: EvalSettings = Field(default_factory=EvalSettings)
+    device: EvalDeviceSettings = Field(default_factory=EvalDeviceSettings)
+    folder: FolderSettings = Field(default_factory=FolderSettings)
 
 
 class PredictConfig(VerbConfig):
@@ -63,7 +63,7 @@ class PredictConfig(VerbConfig):
 
     verb: ClassVar[str] = "predict"
 
-    model: ModelSettings = ModelSettings()
-    predict: PredictSettings = PredictSettings()
-    device: DeviceSettings = DeviceSettings()
-    folder: FolderSettings = FolderSettings()
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    predict: PredictSettings = Field(default_factory=PredictSettings)
+    device: DeviceSettings = Field(default_factory=DeviceSettings)
+    folder: FolderSettings = Field(default_factory=FolderSettings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torchvision
+import torchvision  # pyright: ignore[reportMissingTypeStubs]  (it ships none)
 
 from ullage.geometry.detections import Detections
 
