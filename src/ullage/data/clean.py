@@ -20,6 +20,10 @@ Array = np.ndarray[Any, Any]
 
 # A box may overhang this much from rounding alone; it is clipped without a word.
 _ROUNDING_PX = 1.0
+# Thinner boxes have no area: float32 would not tell their sides apart in a large image.
+_EMPTY_PX = 0.01
+# Coordinates beyond this are absurd anyway; the limit keeps arithmetic finite.
+_FAR_PX = 1e12
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def _columns(boxes: Sequence[RawBox]) -> _Columns:
     return _Columns(
         np.fromiter((box.image for box in boxes), np.int64, count),
         np.fromiter((box.class_id for box in boxes), np.int64, count),
-        np.array([box[2:6] for box in boxes], np.float64).reshape(-1, 4),
+        np.array([box[2:6] for box in boxes], np.float64).reshape(-1, 4).clip(-_FAR_PX, _FAR_PX),
         np.fromiter((box.crowd for box in boxes), bool, count),
         np.fromiter((box.line for box in boxes), np.int64, count),
         np.array([np.nan if box.area_px2 is None else box.area_px2 for box in boxes], np.float64),
@@ -167,10 +171,11 @@ def _check_boxes(columns: _Columns, sizes_N2: Array, names: tuple[str, ...], uni
     )  # fmt: skip
     columns, sizes_N2 = columns.select(~bad_N), sizes_N2[~bad_N]
 
-    empty_N = (columns.xyxy_N4[:, 2:] <= columns.xyxy_N4[:, :2]).any(1)
+    wanted_N2 = columns.xyxy_N4[:, 2:] - columns.xyxy_N4[:, :2]
+    empty_N = np.asarray((wanted_N2 < _EMPTY_PX).any(1))
     empty = columns.select(empty_N)
     report.add("box_empty", "box_left_out", empty, lambda row: f"box {_text(empty, row)} has no area")
-    columns, sizes_N2 = columns.select(~empty_N), sizes_N2[~empty_N]
+    columns, sizes_N2, wanted_N2 = columns.select(~empty_N), sizes_N2[~empty_N], wanted_N2[~empty_N]
 
     limits_N4 = np.concatenate((np.zeros_like(sizes_N2), sizes_N2[:, ::-1]), 1)
     over_N = np.asarray(
@@ -179,8 +184,8 @@ def _check_boxes(columns: _Columns, sizes_N2: Array, names: tuple[str, ...], uni
     clipped_N4 = columns.xyxy_N4.clip(0, np.concatenate((limits_N4[:, 2:], limits_N4[:, 2:]), 1))
     sides_N2 = clipped_N4[:, 2:] - clipped_N4[:, :2]
     # What is left of an overhanging box must be more than a rounding error, unless the box was that thin all along.
-    thin_N = (sides_N2 < np.minimum(_ROUNDING_PX, (columns.xyxy_N4[:, 2:] - columns.xyxy_N4[:, :2]) / 2)).any(1)
-    outside_N = (sides_N2 <= 0).any(1) | ((over_N >= _ROUNDING_PX) & thin_N)
+    thin_N = (sides_N2 < np.minimum(_ROUNDING_PX, wanted_N2 / 2)).any(1)
+    outside_N = np.asarray((sides_N2 < _EMPTY_PX).any(1) | ((over_N >= _ROUNDING_PX) & thin_N))
     hint = "; YOLO boxes are fractions of the image, not pixels" if unit == "unit" else ""
     outside, sizes_out = columns.select(outside_N), sizes_N2[outside_N]
     report.add(

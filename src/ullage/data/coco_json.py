@@ -7,11 +7,10 @@ An image without annotations shows nothing.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ullage.data.index import DetectionSet, Problem, Split
 from ullage.data.raw import RawBox, RawImage, RawSplit
@@ -248,7 +247,7 @@ def _parse(
         return Problem("corrupt_label", "", number, message, "box_left_out")
     left, top, width, height = box
     area = entry.get("area")
-    stated = float(area) if isinstance(area, (int, float)) and math.isfinite(area) and area > 0 else None
+    stated = float(area) if _is_number(area) and area > 0 else None
     corners = (left, top, left + width, top + height)
     return RawBox(index_of[image], classes[category], *corners, entry.get("iscrowd") == 1, number, stated)
 
@@ -259,14 +258,17 @@ def _box_of(entry: dict[str, Any]) -> tuple[float, float, float, float] | None:
     polygons = entry.get("segmentation")
     if box is None and isinstance(polygons, list) and polygons and all(isinstance(part, list) for part in polygons):
         xs, ys = [x for part in polygons for x in part[0::2]], [y for part in polygons for y in part[1::2]]
-        if len(ys) > 2 and all(isinstance(value, (int, float)) for value in xs + ys):
+        if len(ys) > 2 and all(map(_is_number, xs + ys)):
             box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    if not isinstance(box, list) or len(box) != 4:
-        return None
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return None
     left, top, width, height = (float(value) for value in box)
     return left, top, width, height
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Say whether a value is a number of reasonable size; JSON may hold NaN, and integers beyond any float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _is_whole(value: Any) -> bool:

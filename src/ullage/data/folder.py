@@ -51,7 +51,7 @@ def _voc(folder: Path) -> SourceSpec | None:
             "voc", folder, str(folder), splits=splits or None, pool=(str(images),), images=(images,),
             annotations={"": (annotations,)},
         )  # fmt: skip
-    parts = {split: part for split, part in _split_folders(folder).items() if _has(part, "*.xml") and has_images(part)}
+    parts: dict[Split, Path] = {split: part for split, part in _split_folders(folder).items() if _has(part, "*.xml")}
     if parts:
         entries: dict[Split, tuple[str, ...]] = {split: (str(part),) for split, part in parts.items()}
         return SourceSpec("voc", folder, str(folder), splits=entries)

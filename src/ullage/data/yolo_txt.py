@@ -18,6 +18,7 @@ from ullage.data.spec import IMAGE_SUFFIXES, SourceSpec, list_images, read_text
 from ullage.errors import DataError
 from ullage.geometry.boxes import scale_boxes, xyxy_to_cxcywh
 
+_LARGEST_CLASS = 10**6
 _NOT_LABELS = frozenset(("classes.txt", "obj.names", "readme.txt", "requirements.txt"))
 
 
@@ -150,8 +151,8 @@ def _parse_line(line: str, image: int, number: int) -> RawBox | str:
             f"{len(values)} fields in '{_short(line)}'; a box has 5 (class x_centre y_centre width height), "
             "a polygon 1 + 2 a corner"
         )
-    if values[0] != int(values[0]):
-        return f"class '{fields[0]}' is not a whole number"
+    if values[0] != int(values[0]) or abs(values[0]) > _LARGEST_CLASS:
+        return f"class '{fields[0]}' is not a class number"
     if len(values) == 5:
         x, y, width, height = values[1:]
         corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
