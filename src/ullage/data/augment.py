@@ -1,0 +1,217 @@
+"""Draw the augmentation of a sample, and carry its boxes along.
+
+A sample's augmentation depends on (seed, epoch, index) alone: not on the batch, the worker or the order. Sizes are drawn
+as fractions, so that the same draw serves every image size.
+
+Shape letters: N boxes of one image or one canvas, M other boxes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ullage.config.augment import AugmentSettings
+from ullage.data.index import DetectionSet
+from ullage.data.mosaic import View, place_mosaic, place_single, sample_meeting_point, sample_view
+from ullage.data.recipe import Hsv, Recipe, Tile
+from ullage.geometry.boxes import area_xyxy, clip_xyxy
+from ullage.geometry.labels import Labels
+
+Array = np.ndarray[Any, Any]
+
+MIN_SIDE_PX = 2.0
+MIN_VISIBLE = 0.1
+MAX_ASPECT = 100.0
+MAX_COVERED = 0.3
+MAX_COMPANY = 0.1
+MAX_PASTES = 20
+MAX_TRIES = 100
+MIXUP_BETA = 32.0
+_SAMPLE_STREAM = 1
+
+
+def settings_at(settings: AugmentSettings, *, epoch: int, epochs: int) -> AugmentSettings:
+    """Return the settings in force in an epoch: mosaic, mixup and copy-paste stop for the last ``close_mosaic`` epochs.
+
+    Args:
+        settings: What the user asked for.
+        epoch: 0-based.
+        epochs: How many epochs the run has.
+    """
+    if epoch < epochs - settings.close_mosaic:
+        return settings
+    return settings.model_copy(update={"mosaic": 0.0, "mixup": 0.0, "copy_paste": 0.0})
+
+
+def sample_recipe(
+    dataset: DetectionSet, *, index: int, size_hw: tuple[int, int], settings: AugmentSettings, seed: int, epoch: int
+) -> Recipe:
+    """Draw the augmentation of one sample.
+
+    Args:
+        dataset: Sizes and boxes; no image is read.
+        index: The image that the sample is about; partners for mosaic, mixup and copy-paste are drawn from the set.
+        size_hw: Size of the canvas.
+        settings: Settings of this epoch, see ``settings_at``.
+        seed: Seed of the run.
+        epoch: 0-based.
+    """
+    rng = np.random.Generator(np.random.PCG64([_SAMPLE_STREAM, seed, epoch, index]))
+    hsv = _sample_hsv(rng, settings)
+    mixes, pastes = rng.random(2) < (settings.mixup, settings.copy_paste)
+    first = _sample_layer(rng, dataset, index, size_hw, settings)
+    if pastes:
+        first += _sample_pastes(rng, dataset, first, size_hw, settings)
+    if not mixes:
+        return Recipe(size_hw, (first,), hsv=hsv)
+    second = _sample_layer(rng, dataset, int(rng.integers(len(dataset))), size_hw, settings)
+    return Recipe(size_hw, (first, second), float(rng.beta(MIXUP_BETA, MIXUP_BETA)), hsv)
+
+
+def layer_labels(dataset: DetectionSet, layer: tuple[Tile, ...], size_hw: tuple[int, int]) -> Labels:
+    """Return the boxes that training sees in one picture: on the canvas, clipped, without crowds and slivers.
+
+    A box stays when it is larger than 2 pixels each way, more than a tenth of it is visible, and neither side is more
+    than 100 times the other.
+    """
+    parts = [_tile_labels(dataset, tile) for tile in layer]
+    labels = _join(parts)
+    if len(labels) == 0:
+        return labels
+    matrices_T33 = np.array([tile.matrix for tile in layer]).reshape(-1, 3, 3)
+    matrices_N33 = np.repeat(matrices_T33, [len(part) for part in parts], axis=0)
+    boxes_N4, keep_N = visible_boxes(map_boxes(matrices_N33, labels.boxes_xyxy_px_G4), size_hw)
+    return Labels(boxes_N4.astype(np.float32), labels.class_ids_G, labels.crowd_G).select(keep_N)
+
+
+def recipe_labels(dataset: DetectionSet, recipe: Recipe) -> Labels:
+    """Return the boxes of a sample; two blended pictures give the boxes of both."""
+    return _join([layer_labels(dataset, layer, recipe.size_hw) for layer in recipe.layers])
+
+
+def map_boxes(matrices_N33: Array, boxes_xyxy_px_N4: Array) -> Array:
+    """Map corner boxes and return the upright boxes around their mapped corners, float64.
+
+    Args:
+        matrices_N33: One matrix a box, or one of shape (3, 3) for all.
+        boxes_xyxy_px_N4: Corners.
+    """
+    x_N4, y_N4 = (boxes_xyxy_px_N4[:, sides].astype(np.float64) for sides in ([0, 2, 2, 0], [1, 1, 3, 3]))
+    x_w_N4, y_w_N4, w_N4 = (
+        matrices_N33[..., row, 0, None] * x_N4
+        + matrices_N33[..., row, 1, None] * y_N4
+        + matrices_N33[..., row, 2, None]
+        for row in range(3)
+    )
+    x_N4, y_N4 = x_w_N4 / w_N4, y_w_N4 / w_N4
+    return np.stack((x_N4.min(1), y_N4.min(1), x_N4.max(1), y_N4.max(1)), axis=1)
+
+
+def visible_boxes(boxes_xyxy_px_N4: Array, size_hw: tuple[int, int]) -> tuple[Array, Array]:
+    """Clip boxes to the canvas; return them and which of them are worth training on, (N,) bool."""
+    clipped_N4 = clip_xyxy(boxes_xyxy_px_N4, size_hw)
+    width_N, height_N = clipped_N4[:, 2] - clipped_N4[:, 0], clipped_N4[:, 3] - clipped_N4[:, 1]
+    large_N = np.minimum(width_N, height_N) > MIN_SIDE_PX
+    slim_N = np.maximum(width_N, height_N) >= MAX_ASPECT * np.minimum(width_N, height_N)
+    shown_N = area_xyxy(clipped_N4) > MIN_VISIBLE * area_xyxy(boxes_xyxy_px_N4)
+    return clipped_N4, large_N & ~slim_N & shown_N
+
+
+def _tile_labels(dataset: DetectionSet, tile: Tile) -> Labels:
+    labels = dataset.labels(tile.index)
+    if tile.box is not None:
+        return labels.select(np.array([tile.box]))
+    return labels.select(~labels.crowd_G) if labels.crowd_G.any() else labels
+
+
+def _join(parts: list[Labels]) -> Labels:
+    if len(parts) == 1:
+        return parts[0]
+    return Labels(
+        np.concatenate([part.boxes_xyxy_px_G4 for part in parts]),
+        np.concatenate([part.class_ids_G for part in parts]),
+        np.concatenate([part.crowd_G for part in parts]),
+    )
+
+
+def _sample_hsv(rng: np.random.Generator, settings: AugmentSettings) -> Hsv | None:
+    hue, saturation, value = (float(draw) for draw in rng.uniform(-1, 1, 3))
+    if settings.hsv_h == settings.hsv_s == settings.hsv_v == 0:
+        return None
+    return Hsv(hue * settings.hsv_h, 1 + saturation * settings.hsv_s, 1 + value * settings.hsv_v)
+
+
+def _sample_layer(
+    rng: np.random.Generator, dataset: DetectionSet, index: int, size_hw: tuple[int, int], settings: AugmentSettings
+) -> tuple[Tile, ...]:
+    mosaic = bool(rng.random() < settings.mosaic)
+    view = sample_view(rng, settings=settings, size_hw=size_hw, mosaic=mosaic)
+    if not mosaic:
+        return (_single(dataset, index, view, size_hw),)
+    meet_xy = sample_meeting_point(rng, size_hw)
+    quarters = rng.permutation(4)  # the image that the sample is about takes any of the four places
+    members = [index, *rng.integers(len(dataset), size=3)]
+    view_33 = view.matrix(size_hw)
+    return tuple(
+        _tile(
+            int(member),
+            view_33 @ place_mosaic(dataset.size_hw(int(member)), size_hw, quarter=int(quarter), meet_xy=meet_xy),
+        )
+        for member, quarter in zip(members, quarters, strict=True)
+    )
+
+
+def _single(dataset: DetectionSet, index: int, view: View, size_hw: tuple[int, int]) -> Tile:
+    return _tile(index, view.matrix(size_hw) @ place_single(dataset.size_hw(index), size_hw))
+
+
+def _tile(index: int, matrix_33: Array, box: int | None = None) -> Tile:
+    return Tile(index, tuple(matrix_33.ravel().tolist()), box)
+
+
+def _sample_pastes(
+    rng: np.random.Generator,
+    dataset: DetectionSet,
+    layer: tuple[Tile, ...],
+    size_hw: tuple[int, int],
+    settings: AugmentSettings,
+) -> tuple[Tile, ...]:
+    """Draw objects of another image to paste into a picture (arXiv:2012.07177, with boxes in place of masks).
+
+    The other image gets a view of its own; an object keeps the place that it has there. A pasted rectangle may cover
+    less than 30 % of every object below it, must itself be in view, and may hold next to nothing of another object,
+    crowds included: nothing arrives without its label. At most 20 objects are pasted.
+    """
+    donor = int(rng.integers(len(dataset)))
+    view = sample_view(rng, settings=settings, size_hw=size_hw, mosaic=False)
+    tile = _single(dataset, donor, view, size_hw)
+    labels = dataset.labels(donor)
+    sources_N4 = labels.boxes_xyxy_px_G4
+    boxes_N4, keep_N = visible_boxes(map_boxes(tile.matrix_33(), sources_N4), size_hw)
+    # A random order, so that where objects compete for a place each has the same chance.
+    candidates = rng.permutation(np.flatnonzero(~labels.crowd_G & keep_N))[:MAX_TRIES]
+    taken_M4 = layer_labels(dataset, layer, size_hw).boxes_xyxy_px_G4.astype(np.float64)
+    pasted: list[Tile] = []
+    for row in candidates:
+        free = (_overlap(boxes_N4[row], taken_M4) < MAX_COVERED * area_xyxy(taken_M4)).all()
+        if free and _alone(int(row), sources_N4):
+            pasted.append(Tile(donor, tile.matrix, int(row)))
+            taken_M4 = np.concatenate((taken_M4, boxes_N4[row : row + 1]))
+            if len(pasted) == MAX_PASTES:
+                break
+    return tuple(pasted)
+
+
+def _alone(row: int, boxes_N4: Array) -> bool:
+    """Tell whether the rectangle of one box holds next to nothing of any other box."""
+    areas_N = area_xyxy(boxes_N4)
+    shared_N = _overlap(boxes_N4[row], boxes_N4) > MAX_COMPANY * np.minimum(areas_N, areas_N[row])
+    shared_N[row] = False
+    return not shared_N.any()
+
+
+def _overlap(box_4: Array, boxes_M4: Array) -> Array:
+    sides_M2 = np.minimum(box_4[2:], boxes_M4[:, 2:]) - np.maximum(box_4[:2], boxes_M4[:, :2])
+    return np.prod(sides_M2.clip(0), axis=1)
