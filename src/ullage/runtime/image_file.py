@@ -38,7 +38,10 @@ def write_image(path: str | Path, image_HW3: np.ndarray[Any, Any]) -> Path:
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        options: dict[str, Any] = {"quality": 92, "subsampling": 0} if suffix in (".jpg", ".jpeg") else {}
+        # Thin coloured lines suffer from colour at half resolution, JPEG's default.
+        options: dict[str, Any] = {".jpg": {"quality": 92, "subsampling": 0}, ".webp": {"quality": 92}}.get(
+            suffix.replace("jpeg", "jpg"), {}
+        )
         Image.fromarray(image_HW3).save(target, **options)
     except OSError as error:
         raise StorageError(f"cannot write the picture '{target}': {error.strerror or error}") from None

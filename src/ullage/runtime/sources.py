@@ -1,7 +1,8 @@
 """What people point a detector at, as one stream of frames.
 
 A source is a file, a folder (one level: its own files, not those of folders in it), a glob pattern (``**`` goes
-deeper), a ``.txt`` list of those, an http(s) address of an image, an array, a PIL image, a tensor, or a list of any of them.
+deeper), a ``.txt`` list of those, an http(s) address of an image, an array, a PIL image, a tensor, or a list
+of any of them.
 """
 
 from __future__ import annotations
@@ -123,7 +124,10 @@ def open_source(source: Any) -> Source:
         BackendUnavailable: It is a camera or a live stream.
         ConfigError: It is of a type that cannot be a source.
     """
-    items = list(_items(source, counter=[0]))
+    try:
+        items = list(_items(source, counter=[0]))
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        raise DataError(f"cannot look at the source: {error}") from None
     if not items:
         raise DataError("the source is an empty list: name at least one image, video or folder")
     return Source(items, f"'{source}'" if isinstance(source, str | Path) else "the source")
@@ -150,9 +154,8 @@ def _items(source: Any, counter: list[int]) -> Iterator[_Item]:
     elif isinstance(source, torch.Tensor):
         yield from _in_memory(images_from_tensor(source), counter)
     elif isinstance(source, Image.Image):
-        file = getattr(source, "filename", "")
-        named = [_Item(image_from_pil(source), str(file))] if file else []
-        yield from named or _in_memory([image_from_pil(source)], counter)
+        file, image = getattr(source, "filename", ""), image_from_pil(source)
+        yield from [_Item(image, str(file))] if file else _in_memory([image], counter)
     elif isinstance(source, list | tuple):
         for part in source:
             yield from _items(part, counter)
@@ -175,6 +178,8 @@ def _in_memory(images: Iterable[Array], counter: list[int]) -> Iterator[_Item]:
 
 def _from_text(source: str | Path, *, named: bool = True, in_list: bool = False) -> Iterator[_Item]:
     text = str(source)
+    if not text.strip():
+        raise ConfigError("the source is an empty text: name an image, video, folder, glob or address")
     if isinstance(source, str) and text.lower().startswith(_LIVE):
         raise _live(f"'{text}'")
     if isinstance(source, str) and re.match(r"https?://", text, re.IGNORECASE):
@@ -187,7 +192,9 @@ def _from_text(source: str | Path, *, named: bool = True, in_list: bool = False)
         yield from _from_folder(path)
     elif path.suffix.lower() == ".txt" and path.is_file() and not in_list:
         yield from _from_list(path)
-    elif path.exists():
+    elif path.is_char_device():
+        raise _live(f"the device '{path}'")
+    elif path.is_file():
         yield _Item(_known(path), str(path), named)
     elif isinstance(source, str) and text.isdigit():
         raise _live(f"camera {text}")

@@ -136,6 +136,8 @@ class VideoWriter:
             self._stream.bit_rate = max(width * height * 4, 1_000_000)  # it knows no constant quality
 
     def _storage_error(self, error: Exception) -> StorageError:
+        # FFmpeg's libraries may crash when a container goes on after a failed write: let go of it unfinished.
+        self._container = self._stream = None
         return StorageError(f"cannot write the video '{self._path}': {getattr(error, 'strerror', None) or error}")
 
     def __enter__(self) -> VideoWriter:
