@@ -15,6 +15,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ullage.errors import StorageError
 from ullage.metrics.columns import Array
@@ -162,7 +163,8 @@ def plot_confusion_matrix(matrix: ConfusionMatrix, path: Path, *, normalise: boo
     # the square root keeps rare confusions visible next to counts in the thousands
     norm = PowerNorm(1.0 if normalise else 0.5, vmin=0, vmax=1.0 if normalise else max(float(shown.max()), 1.0))
     picture = axes.imshow(masked, cmap="Blues", norm=norm, interpolation="nearest")
-    bar = figure.colorbar(picture, ax=axes, shrink=0.75, aspect=30)
+    ticks = None if normalise else MaxNLocator(integer=True)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.75, aspect=30, ticks=ticks)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     if count <= _CELLS_WITH_NUMBERS:
         _write_numbers(axes, shown, norm, normalise=normalise)
@@ -217,15 +219,17 @@ def _label_axes(axes: Axes, labels: _Labels, count: int) -> None:
 def _drawable(names: tuple[str, ...]) -> _Labels:
     """Shorten names, keep them from being read as formulas, and find a font that has their characters."""
     own = "DejaVu Sans"
-    texts = names
+    texts = [" ".join(name.split()) or "(no name)" for name in names]
     missing = _missing(set("".join(texts)), font_manager.findfont(own))
     fonts = (own,)
     if missing:
         installed = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
-        helpers = [font for font in _FALLBACK_FONTS if font in installed and not _missing(missing, installed[font])]
-        fonts = (own, *helpers[:1])
-        if not helpers:  # boxes tell nothing, numbers do
-            texts = tuple(f"class {i}" if missing & set(text) else text for i, text in enumerate(texts))
+        left = {font: _missing(missing, installed[font]) for font in _FALLBACK_FONTS if font in installed}
+        if left:
+            helper = min(left, key=lambda font: len(left[font]))
+            fonts, missing = (own, helper), left[helper]
+        # boxes in place of characters tell nothing, numbers do
+        texts = [f"class {i}" if missing & set(text) else text for i, text in enumerate(texts)]
     return _Labels(tuple(_escape(text) for text in texts), fonts)
 
 
@@ -235,7 +239,6 @@ def _missing(characters: set[str], font_file: str) -> set[str]:
 
 
 def _escape(name: str) -> str:
-    name = " ".join(name.split()) or "(no name)"
     half = _LONGEST_NAME // 2  # names that are long often differ at the end
     short = name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
     # matplotlib reads $...$ as a formula and hides legend entries that start with an underscore
