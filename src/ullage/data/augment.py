@@ -1,7 +1,7 @@
 """Draw the augmentation of a sample, and carry its boxes along.
 
-A sample's augmentation depends on (seed, epoch, index) alone: not on the batch, the worker or the order. Sizes are drawn
-as fractions, so that the same draw serves every image size.
+A sample's augmentation depends on (seed, epoch, index) alone: not on the batch, the worker or the order. Sizes are
+drawn as fractions, so that the same draw serves every image size.
 
 Shape letters: N boxes of one image or one canvas, M other boxes.
 """
@@ -180,8 +180,8 @@ def _sample_pastes(
 ) -> tuple[Tile, ...]:
     """Draw objects of another image to paste into a picture (arXiv:2012.07177, with boxes in place of masks).
 
-    The other image gets a view of its own; an object keeps the place that it has there. A pasted rectangle may cover
-    less than 30 % of every object below it, must itself be in view, and may hold next to nothing of another object,
+    The other image gets a view of its own; an object keeps the place that it has there. Together they may cover
+    less than 30 % of any object below them; each must itself be in view, and may hold next to nothing of another object,
     crowds included: nothing arrives without its label. At most 20 objects are pasted.
     """
     donor = int(rng.integers(len(dataset)))
@@ -192,13 +192,16 @@ def _sample_pastes(
     boxes_N4, keep_N = visible_boxes(map_boxes(tile.matrix_33(), sources_N4), size_hw)
     # A random order, so that where objects compete for a place each has the same chance.
     candidates = rng.permutation(np.flatnonzero(~labels.crowd_G & keep_N))[:MAX_TRIES]
-    taken_M4 = layer_labels(dataset, layer, size_hw).boxes_xyxy_px_G4.astype(np.float64)
+    below_M4 = layer_labels(dataset, layer, size_hw).boxes_xyxy_px_G4.astype(np.float64)
+    covered_M = np.zeros(len(below_M4))
     pasted: list[Tile] = []
     for row in candidates:
-        free = (_overlap(boxes_N4[row], taken_M4) < MAX_COVERED * area_xyxy(taken_M4)).all()
-        if free and _alone(int(row), sources_N4):
+        # Summed over all that is pasted, so that many small objects cannot hide a large one.
+        covers_M = covered_M + _overlap(boxes_N4[row], below_M4)
+        if (covers_M < MAX_COVERED * area_xyxy(below_M4)).all() and _alone(int(row), sources_N4):
             pasted.append(Tile(donor, tile.matrix, int(row)))
-            taken_M4 = np.concatenate((taken_M4, boxes_N4[row : row + 1]))
+            below_M4 = np.concatenate((below_M4, boxes_N4[row : row + 1]))
+            covered_M = np.append(covers_M, 0.0)
             if len(pasted) == MAX_PASTES:
                 break
     return tuple(pasted)

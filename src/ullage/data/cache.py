@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -113,7 +114,8 @@ class ImageStore:
             flat[self._offsets[index] : self._offsets[index + 1]] = self._load(index).reshape(-1)
 
         count = len(self._dataset)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        # Decoding sets warning filters, which threads share; the outer context puts back what was there before.
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             try:
                 for done, _ in enumerate(pool.map(fill, range(count)), start=1):
                     if progress is not None:
@@ -154,8 +156,8 @@ class ImageStore:
         found_hw = image.shape[:2]
         if found_hw not in [tuple(-(-side // factor) for side in size_hw) for factor in (1, 2, 4, 8)]:
             raise DataError(
-                f"image {path} is {found_hw[1]}x{found_hw[0]} pixels but was {size_hw[1]}x{size_hw[0]} when the data set "
-                "was read; start again, so that its boxes fit"
+                f"image {path} is {found_hw[1]}x{found_hw[0]} pixels but was {size_hw[1]}x{size_hw[0]} when the data "
+                "set was read; start again, so that its boxes fit"
             )
         if found_hw != base_hw:
             image = cv2.resize(image, (base_hw[1], base_hw[0]), interpolation=cv2.INTER_AREA)
@@ -200,15 +202,15 @@ class ImageStore:
             free = shutil.disk_usage(folder).free
         except OSError as error:
             raise StorageError(
-                f"cannot make the image cache folder {folder}: {error.strerror or error}; set XDG_CACHE_HOME to a folder "
-                "that can be written, or use cache=False"
+                f"cannot make the image cache folder {folder}: {error.strerror or error}; set XDG_CACHE_HOME to a "
+                "folder that can be written, or use cache=False"
             ) from error
         missing = [i for i in range(len(self._dataset)) if not (folder / self._file_name(i)).is_file()]
         need = sum(self.base_bytes(i) + _NPY_HEADER_BYTES for i in missing)
         if need > _DISK_SHARE * free:
             raise ConfigError(
-                f"cache='disk' needs {format_bytes(need)} for {len(missing)} images at {self._side} px, but {folder} has "
-                f"{format_bytes(free)} free; use cache=False, or set XDG_CACHE_HOME to a larger disk"
+                f"cache='disk' needs {format_bytes(need)} for {len(missing)} images at {self._side} px, but {folder} "
+                f"has {format_bytes(free)} free; use cache=False, or set XDG_CACHE_HOME to a larger disk"
             )
 
 

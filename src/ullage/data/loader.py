@@ -68,8 +68,8 @@ class TrainLoader:
         _check(dataset, batch, sizes or (imgsz, imgsz))
         if rect and augment.mosaic > 0:
             raise ConfigError(
-                f"rect=True pads each batch to the shape of its images, and mosaic={augment.mosaic:g} makes square ones; "
-                "set mosaic=0, or rect=False"
+                f"rect=True pads each batch to the shape of its images, and mosaic={augment.mosaic:g} makes square "
+                "ones; set mosaic=0, or rect=False"
             )
         self.dataset = dataset
         self._batch, self._imgsz, self._seed, self._rect, self._sizes = batch, imgsz, seed, rect, sizes

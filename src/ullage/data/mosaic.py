@@ -47,7 +47,7 @@ class View:
     flip_ud: bool = False
 
     def matrix(self, size_hw: tuple[int, int]) -> Array:
-        """Return the map from the scene to a canvas of ``size_hw``: perspective, rotation and gain, shear, shift, flips."""
+        """Return the map from the scene to a canvas: perspective, rotation and gain, shear, shift, flips."""
         height, width = size_hw
         to_centre = translation(-self.centre_xy[0], -self.centre_xy[1])
         perspective = np.array([[1, 0, 0], [0, 1, 0], [*self.perspective_xy, 1]], np.float64)

@@ -143,9 +143,9 @@ def check_shared_memory(workers: int, *, batch_bytes: int, asked: bool) -> int:
         return workers
     if asked:
         raise ConfigError(
-            f"workers={workers} need {format_bytes((PREFETCH + 1) * batch_bytes * workers)} of shared memory for batches "
-            f"of {format_bytes(batch_bytes)}, but /dev/shm has {format_bytes(free)} free; use workers={fits}, or give the "
-            "container more (docker run --shm-size=2g)"
+            f"workers={workers} need {format_bytes((PREFETCH + 1) * batch_bytes * workers)} of shared memory for "
+            f"batches of {format_bytes(batch_bytes)}, but /dev/shm has {format_bytes(free)} free; use workers={fits}, or "
+            "give the container more (docker run --shm-size=2g)"
         )
     return fits
 

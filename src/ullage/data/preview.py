@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -49,8 +48,8 @@ def draw_batch(batch: Batch, *, names: Sequence[str], max_images: int = MAX_IMAG
     return tile_images(pictures, size=size_hw)
 
 
-def save_batch(batch: Batch, *, path: str | Path, names: Sequence[str], max_images: int = MAX_IMAGES) -> None:
-    """Write ``draw_batch`` as a JPEG.
+def save_train_batch(batch: Batch, *, path: str | Path, names: Sequence[str], max_images: int = MAX_IMAGES) -> None:
+    """Write ```draw_batch``` as a JPEG.
 
     Raises:
         StorageError: The file cannot be written.
@@ -60,7 +59,7 @@ def save_batch(batch: Batch, *, path: str | Path, names: Sequence[str], max_imag
     _write(path, stream)
 
 
-def save_label_chart(dataset: DetectionSet, *, path: str | Path) -> None:
+def save_labels_picture(dataset: DetectionSet, *, path: str | Path) -> None:
     """Write ``labels.png``: boxes per class, boxes per image, where their centres are, how large they are.
 
     Raises:
@@ -109,10 +108,10 @@ def _draw_counts(axes: Axes, dataset: DetectionSet) -> None:
 
 
 def _draw_centres(axes: Axes, boxes_unit_N4: Array) -> None:
-    heat_HW, _, _ = np.histogram2d(boxes_unit_N4[:, 1], boxes_unit_N4[:, 0], bins=50, range=((0, 1), (0, 1)))
-    image = axes.imshow(
-        np.ma.masked_equal(heat_HW, 0), extent=(0, 1, 1, 0), cmap="viridis", norm=LogNorm(1, max(heat_HW.max(), 2))
-    )
+    # About eight boxes a cell, so that few boxes still make a picture and not a scatter of ones.
+    bins = int(np.clip(np.sqrt(len(boxes_unit_N4) / 8), 8, 64))
+    heat_HW, _, _ = np.histogram2d(boxes_unit_N4[:, 1], boxes_unit_N4[:, 0], bins=bins, range=((0, 1), (0, 1)))
+    image = axes.imshow(heat_HW, extent=(0, 1, 1, 0), cmap="Blues", vmin=0, vmax=max(heat_HW.max(), 1))
     axes.figure.colorbar(image, ax=axes, label="boxes")
     axes.set_title("Where box centres are")
     axes.set_xlabel("x / image width")

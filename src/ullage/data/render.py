@@ -84,7 +84,7 @@ def _draw_layer(canvas_HW3: Array, layer: tuple[Tile, ...], dataset: DetectionSe
 
 
 def _region(bounds_4: Array, canvas_HW3: Array) -> tuple[int, int, int, int] | None:
-    """Return left, top, right, bottom of the canvas pixels whose centres lie within bounds, None when there are none."""
+    """Return left, top, right, bottom of the canvas pixels with their centres in bounds, None without any."""
     left, top = (max(math.ceil(side - 0.5), 0) for side in bounds_4[:2])
     right = min(math.ceil(bounds_4[2] - 0.5), canvas_HW3.shape[1])
     bottom = min(math.ceil(bounds_4[3] - 0.5), canvas_HW3.shape[0])
