@@ -95,14 +95,12 @@ class Trainer:
                 self.train_epoch(position, earlier_seconds - began, stop)
                 if stop.asked:
                     self.save_last()
+                    self.end("interrupted")
                     raise KeyboardInterrupt
                 if (done := self.finish_epoch(position)) is not None:
                     reason = done
                     break
-        ended = RunEnded(reason, position.epoch, position.best_epoch, position.seconds,
-                         {"best": self.keeping.best, "last": self.keeping.last})  # fmt: skip
-        self.tell(ended)
-        return ended
+        return self.end(reason)
 
     def train_epoch(self, position: Position, clock_offset: float, stop: StopRequest) -> None:
         """Take every optimiser step that is left of the epoch, unless asked to stop or out of time."""
@@ -188,6 +186,14 @@ class Trainer:
         if self.evaluate and self.limits.patience and waited >= self.limits.patience:
             return f"no gain for {waited} epochs"
         return None
+
+    def end(self, reason: str) -> RunEnded:
+        """Say why the run is over and what it leaves."""
+        position = self.state.position
+        ended = RunEnded(reason, position.epoch, position.best_epoch, position.seconds,
+                         {"best": self.keeping.best, "last": self.keeping.last})  # fmt: skip
+        self.tell(ended)
+        return ended
 
     def progress(self, position: Position) -> float:
         """Part of the run that is over: by time when time is limited, else by batches."""
