@@ -246,9 +246,9 @@ class Results:
         """
         try:
             import supervision  # pyright: ignore[reportMissingImports]
-        except ImportError:
+        except ImportError as error:  # it, or something that it needs
             raise BackendUnavailable(
-                "to_supervision() needs the package 'supervision', which is not installed: pip install supervision"
+                f"to_supervision() needs the package 'supervision' ({error}): pip install supervision"
             ) from None
         boxes = self.boxes.numpy()
         class_ids = boxes.cls.astype(np.int64)
