@@ -1,0 +1,8 @@
+"""One verb per task, each from a typed configuration to a typed result: the only place that puts the rooms together."""
+
+from ullage.api.models import LoadedModel, ModelInfo, load_model
+from ullage.api.predict import predict
+from ullage.api.train import TrainResult, train
+from ullage.api.val import val
+
+__all__ = ["LoadedModel", "ModelInfo", "TrainResult", "load_model", "predict", "train", "val"]

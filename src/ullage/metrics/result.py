@@ -120,7 +120,7 @@ class ConfusionMatrix:
         return self.matrix.astype(dtype or self.matrix.dtype, copy=copy is not False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Metrics:
     """The result of judging a detector on a data set.
 
@@ -145,6 +145,10 @@ class Metrics:
     image_count: int
     images_per_class: Array
     instances_per_class: Array
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{key.removeprefix('metrics/')}={value:.4g}" for key, value in self.results_dict.items())
+        return f"Metrics({figures}; {self.image_count} images)"
 
     @property
     def fitness(self) -> float:

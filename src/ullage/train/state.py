@@ -47,16 +47,16 @@ class TrainState:
         average: Moving average; this is what is judged and shared.
         optimiser: With its moments.
         scaler: Loss scaler for float16.
-        position: Where the run is.
         identity: What the checkpoint says of itself: model name, classes, names, configuration, versions.
+        position: Where the run is.
     """
 
     network: nn.Module
     average: MovingAverage
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    position: Position
     identity: Mapping[str, Any]
+    position: Position = field(default_factory=Position)
 
     def payload(self, *, resumable: bool = True) -> dict[str, Any]:
         """Return the checkpoint: tensors and plain data that ``torch.load(weights_only=True)`` reads.

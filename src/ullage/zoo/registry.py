@@ -60,7 +60,9 @@ _PUBLISHED = {
 }  # fmt: skip
 
 MODELS: dict[str, Entry] = {
-    name: Entry(name, name[:-1], _FAMILIES[name[:-1]][0], SCALES[name[-1]], _FAMILIES[name[:-1]][1], "Apache-2.0", *size)
+    name: Entry(
+        name, name[:-1], _FAMILIES[name[:-1]][0], SCALES[name[-1]], _FAMILIES[name[:-1]][1], "Apache-2.0", *size
+    )
     for name, size in _PUBLISHED.items()
 }
 

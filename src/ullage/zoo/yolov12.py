@@ -186,13 +186,9 @@ class YOLOv12(Detector):
         self.down3 = ConvUnit(c256, c256, 3, 2, groups=self.early_groups[1])
         self.stage3 = C3k2(c256, c512, twice, nested=big, expansion=0.25)
         self.down4 = ConvUnit(c512, c512, 3, 2)
-        self.stage4 = AttentionStage(
-            self.attention, c512, four_times, area=4, mlp_ratio=mlp_ratio, residual=residual
-        )
+        self.stage4 = AttentionStage(self.attention, c512, four_times, area=4, mlp_ratio=mlp_ratio, residual=residual)
         self.down5 = ConvUnit(c512, c1024, 3, 2)
-        self.stage5 = AttentionStage(
-            self.attention, c1024, four_times, area=1, mlp_ratio=mlp_ratio, residual=residual
-        )
+        self.stage5 = AttentionStage(self.attention, c1024, four_times, area=1, mlp_ratio=mlp_ratio, residual=residual)
 
         self.top_down4 = ConvStage(c1024 + c512, c512, twice)
         self.top_down3 = ConvStage(c512 + c512, c256, twice)

@@ -1,0 +1,118 @@
+"""A network against a data set: the one loop that training and ``val`` share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ullage.config import EvalSettings
+from ullage.data.batch import Batch
+from ullage.data.index import DetectionSet
+from ullage.errors import DataError
+from ullage.geometry.detections import Detections
+from ullage.losses.detection import DetectionLoss
+from ullage.losses.sums import LossSum
+from ullage.metrics.evaluator import DetectionEvaluator
+from ullage.metrics.predictions import PredictionsWriter
+from ullage.metrics.result import Metrics
+from ullage.runtime.postprocess import detections_from_raw
+from ullage.runtime.predictor import Predictor
+
+OnBatch = Callable[[int, Batch, list[Detections]], None]
+
+
+@dataclass
+class _Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.last = now
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics, and the mean losses when a loss was given."""
+
+    metrics: Metrics
+    losses: dict[str, float]
+
+
+def evaluate(
+    predictor: Predictor,
+    *,
+    batches: Iterable[Batch],
+    dataset: DetectionSet,
+    settings: EvalSettings,
+    loss: DetectionLoss | None = None,
+    predictions_file: Path | None = None,
+    on_batch: OnBatch | None = None,
+) -> Evaluation:
+    """Run every image, judge what was found.
+
+    Args:
+        predictor: Turns uint8 images into raw detections.
+        batches: The images, each once, with their letterboxes.
+        dataset: Their ground truth.
+        settings: Thresholds.
+        loss: Also sum up this loss.
+        predictions_file: Also write COCO results there.
+        on_batch: Called with the number of the batch, the batch, and what was found in pixels of the network's input.
+
+    Raises:
+        DataError: The network knows other classes than the data set.
+    """
+    if len(predictor.names) != len(dataset.names):
+        raise DataError(
+            f"the model tells {len(predictor.names)} classes apart, the data set has {len(dataset.names)} "
+            f"({', '.join(dataset.names[:5])}{' ...' if len(dataset.names) > 5 else ''}); train on it first"
+        )
+    evaluator = DetectionEvaluator(names=dataset.names, max_det=settings.max_det)
+    clock, sums = _Clock(), None
+    with ExitStack() as stack:
+        writer = None
+        if predictions_file is not None:
+            writer = stack.enter_context(PredictionsWriter(predictions_file, category_ids=dataset.category_ids))
+        for number, batch in enumerate(batches):
+            clock.mark("preprocess")
+            raw = predictor(batch.images_BCHW)
+            clock.mark("inference")
+            if loss is not None:
+                with torch.inference_mode():
+                    part = loss(raw, batch.targets.to(raw.logits_BAK.device))
+                sums = part if sums is None else sums + part
+                clock.mark("loss")
+            found = detections_from_raw(
+                raw, conf=settings.conf, iou=settings.iou, max_det=settings.max_det, one_class_per_box=False
+            )
+            found = [one.to("cpu") for one in found]
+            for index, letterbox, one in zip(batch.indices, batch.letterboxes, found, strict=True):
+                original = Detections(letterbox.backward(one.boxes_xyxy_px_D4), one.scores_D, one.class_ids_D)
+                evaluator.add(index, dataset.labels(index), original, dataset.size_hw(index),
+                              areas_px_G=dataset.areas_px2(index))  # fmt: skip
+                if writer is not None:
+                    writer.add(dataset.image_ids[index], original)
+            clock.mark("postprocess")
+            if on_batch is not None:
+                on_batch(number, batch, found)
+                clock.mark("pictures")
+    images = max(len(evaluator), 1)
+    speed = {
+        stage: clock.seconds.get(stage, 0.0) * 1000 / images for stage in ("preprocess", "inference", "postprocess")
+    }
+    return Evaluation(evaluator.compute(speed=speed), _means(loss, sums))
+
+
+def _means(loss: DetectionLoss | None, sums: LossSum | None) -> dict[str, float]:
+    if loss is None or sums is None:
+        return {}
+    return dict(zip(loss.part_names, sums.mean_parts().tolist(), strict=True))

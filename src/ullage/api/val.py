@@ -1,0 +1,92 @@
+"""``val``: judge a model on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ullage.api.evaluate import evaluate
+from ullage.api.folders import make_run_folder, write_text
+from ullage.api.models import LoadedModel, load_model
+from ullage.api.pictures import EvalPictures
+from ullage.config import ValConfig
+from ullage.data.index import DetectionSet
+from ullage.data.loader import EvalLoader
+from ullage.data.source import open_dataset
+from ullage.errors import ConfigError
+from ullage.metrics.plots import plot_all
+from ullage.metrics.result import Metrics
+from ullage.nn.detector import Detector
+from ullage.runtime.predictor import Precision, TorchPredictor
+from ullage.train.precision import choose_device
+
+
+def val(config: ValConfig, *, model: LoadedModel | None = None) -> Metrics:
+    """Judge a model.
+
+    Writes a run folder with curves and pictures when ``plots``, with ``predictions.json`` when ``save_json``.
+
+    Args:
+        config: What to judge, on which data, how.
+        model: An already loaded model; None loads ``config.model.model``.
+
+    Raises:
+        ConfigError: No data set was named, or settings contradict each other.
+        DataError: The data set cannot be used, or knows other classes than the model.
+    """
+    if config.data.data is None:
+        raise ConfigError("val needs data=: a YAML, COCO JSON, folder, CSV, or 'demo'")
+    if not isinstance(config.data.imgsz, int):
+        raise ConfigError(f"imgsz={config.data.imgsz}: val takes one size")
+    device = choose_device(config.device.device)
+    model = load_model(config.model.model) if model is None else model
+    dataset = open_dataset(
+        config.data.data,
+        split=config.eval.split,
+        classes=config.data.classes,
+        single_cls=config.data.single_cls,
+        fraction=config.data.fraction,
+    )
+    if model.source is None:
+        model, _ = model.with_classes(dataset.names)
+    folder = None
+    if config.eval.plots or config.eval.save_json:
+        folder = make_run_folder(config.folder, verb="val")
+        write_text(folder / "args.yaml", config.dump())
+    predictor = eval_predictor(model.network, dataset, device, half=config.device.amp is not False)
+    batches = EvalLoader(
+        dataset,
+        imgsz=config.data.imgsz,
+        batch=config.data.batch,
+        rect=config.data.rect,
+        workers=config.loader.workers,
+        device_type=device.type,
+    )
+    try:
+        metrics = evaluate(
+            predictor,
+            batches=batches,
+            dataset=dataset,
+            settings=config.eval,
+            predictions_file=folder / "predictions.json" if folder and config.eval.save_json else None,
+            on_batch=EvalPictures(folder=folder, names=dataset.names) if folder and config.eval.plots else None,
+        ).metrics
+    finally:
+        batches.close()
+    if folder and config.eval.plots:
+        save_figures(metrics, folder)
+    return metrics
+
+
+def eval_predictor(network: Detector, dataset: DetectionSet, device: torch.device, *, half: bool) -> TorchPredictor:
+    """Make the predictor that judges: float16 on a GPU when allowed, else float32."""
+    precision: Precision = "fp16" if half and device.type == "cuda" else "fp32"
+    names = dataset.names if network.num_classes == len(dataset.names) else [str(i) for i in range(network.num_classes)]
+    return TorchPredictor(network, names=names, device=device, precision=precision)
+
+
+def save_figures(metrics: Metrics, folder: Path) -> None:
+    """Draw curves and confusion matrices, and write the figures as JSON."""
+    plot_all(metrics, folder)
+    write_text(folder / "metrics.json", metrics.to_json())

@@ -1,0 +1,118 @@
+"""``YOLO``: the calls that users of this field type, over ``ullage.api``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ullage import api
+from ullage.api.models import LoadedModel, ModelInfo
+from ullage.api.predict import make_predictor
+from ullage.api.train import TrainResult
+from ullage.config import PredictConfig, TrainConfig, ValConfig
+from ullage.errors import ConfigError
+from ullage.metrics.result import Metrics
+from ullage.runtime.predictor import TorchPredictor
+from ullage.runtime.results import Results
+
+
+class YOLO:
+    """A detector: a network with weights and class names.
+
+    Args:
+        model: A name (``"yolov12n"``, ``"yolov12n.yaml"``: new weights), a weights file (``.pt``, ``.safetensors``), or
+            the name of an official file (``"yolov12n.pt"``), which is downloaded when it is not in the current folder.
+        task: Only ``"detect"``.
+
+    Raises:
+        ConfigError: No such network.
+        WeightsError: The file is missing, damaged, or does not fit.
+    """
+
+    def __init__(self, model: str | Path = "yolov12n", *, task: str = "detect") -> None:
+        if task != "detect":
+            raise ConfigError(f"task={task!r} is not supported; Ullage detects (task='detect')")
+        self._requested = str(model)
+        self._model = api.load_model(model)
+        self._predictor: tuple[tuple[object, ...], TorchPredictor] | None = None
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class names by id."""
+        return dict(enumerate(self._model.names))
+
+    @property
+    def model(self) -> Any:
+        """The network, a ``torch.nn.Module``."""
+        return self._model.network
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The network with its name, classes and origin."""
+        return self._model
+
+    def info(self, imgsz: int = 640) -> ModelInfo:
+        """Count parameters, FLOPs and layers."""
+        return self._model.info(imgsz)
+
+    def train(self, **settings: Any) -> TrainResult:
+        """Train on a data set; afterwards this object holds the best weights.
+
+        Args:
+            **settings: Every key of ``ullage train --help``.
+        """
+        file = settings.pop("cfg", None)
+        config = TrainConfig.load({"model": self._requested, **settings}, file=file)
+        start = None if config.run.resume or "model" in settings or not self._starts_here(config) else self._model
+        result = api.train(config, model=start)
+        best = result.best if result.best.exists() else result.last
+        self._model, self._requested, self._predictor = api.load_model(best), str(best), None
+        return result
+
+    def _starts_here(self, config: TrainConfig) -> bool:
+        """Whether training starts from the weights in hand, not from new ones or another file's."""
+        return config.model.pretrained is True and (self._model.source is not None or config.run.seed == 0)
+
+    def val(self, **settings: Any) -> Metrics:
+        """Judge on a data set.
+
+        Args:
+            **settings: Every key of ``ullage val --help``; ``data`` defaults to the set that the weights come from.
+        """
+        values = {"model": self._requested, **settings}
+        if "data" not in values and (known := self._trained_on()):
+            values["data"] = known
+        return api.val(ValConfig.load(values), model=self._model)
+
+    def predict(self, source: Any = None, **settings: Any) -> list[Results] | Iterator[Results]:
+        """Find objects in images or videos.
+
+        Args:
+            source: Image, video, folder, glob, URL, RGB array, PIL image, tensor, or a list of those.
+            **settings: Every key of ``ullage predict --help``.
+
+        Returns:
+            A list; a generator for videos and with ``stream=True``.
+        """
+        text = str(source) if isinstance(source, str | Path) else None
+        config = PredictConfig.load({"model": self._requested, **settings, "source": text})
+        key = (config.device, config.predict.half)
+        if self._predictor is None or self._predictor[0] != key:
+            self._predictor = (key, make_predictor(config, self._model))
+        prediction = api.predict(config, source=source, model=self._model, predictor=self._predictor[1])
+        streams = prediction.is_stream if config.predict.stream is None else config.predict.stream
+        return prediction if streams else list(prediction)
+
+    __call__ = predict
+
+    def save(self, path: str | Path) -> Path:
+        """Write the weights to share: ``.safetensors``, or a ``.pt`` of plain tensors."""
+        return self._model.save(path)
+
+    def _trained_on(self) -> str | None:
+        configuration = (self._model.metadata or {}).get("config")
+        return configuration.get("data") if isinstance(configuration, dict) else None
+
+    def __repr__(self) -> str:
+        return f"YOLO({self._model.model_name}, {len(self._model.names)} classes, from {self._model.source or 'new weights'})"
