@@ -181,8 +181,8 @@ def _sample_pastes(
     """Draw objects of another image to paste into a picture (arXiv:2012.07177, with boxes in place of masks).
 
     The other image gets a view of its own; an object keeps the place that it has there. Together they may cover
-    less than 30 % of any object below them; each must itself be in view, and may hold next to nothing of another object,
-    crowds included: nothing arrives without its label. At most 20 objects are pasted.
+    less than 30 % of any object below them; each must itself be in view, and may hold next to nothing of another
+    object, crowds included: nothing arrives without its label. At most 20 objects are pasted.
     """
     donor = int(rng.integers(len(dataset)))
     view = sample_view(rng, settings=settings, size_hw=size_hw, mosaic=False)

@@ -194,7 +194,7 @@ def _decode_deep(data: bytes) -> Array | None:
     if image is None or image.dtype not in (np.uint8, np.uint16):
         return None
     if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+        image = np.right_shift(image, 8).astype(np.uint8)
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 4:

@@ -112,7 +112,7 @@ class BatchPool:
                 batch_size=None,
                 sampler=self._sampler,
                 num_workers=self._workers,
-                collate_fn=_as_it_is,
+                collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]  # without batching it gets one value
                 pin_memory=self._pin,
                 worker_init_fn=_init_worker,
                 multiprocessing_context=start_method(),
@@ -144,8 +144,8 @@ def check_shared_memory(workers: int, *, batch_bytes: int, asked: bool) -> int:
     if asked:
         raise ConfigError(
             f"workers={workers} need {format_bytes((PREFETCH + 1) * batch_bytes * workers)} of shared memory for "
-            f"batches of {format_bytes(batch_bytes)}, but /dev/shm has {format_bytes(free)} free; use workers={fits}, or "
-            "give the container more (docker run --shm-size=2g)"
+            f"batches of {format_bytes(batch_bytes)}, but /dev/shm has {format_bytes(free)} free; use workers={fits}, "
+            "or give the container more (docker run --shm-size=2g)"
         )
     return fits
 

@@ -102,7 +102,8 @@ def _draw_classes(axes: Axes, dataset: DetectionSet) -> None:
 def _draw_counts(axes: Axes, dataset: DetectionSet) -> None:
     counts_I = np.diff(dataset.offsets)
     top = int(counts_I.max(initial=0))
-    axes.hist(counts_I, bins=np.arange(-0.5, top + 1.5, max(1, (top + 1) // 50)), color="#4477aa")
+    step = max(1, (top + 1) // 50)
+    axes.hist(counts_I, bins=np.arange(-0.5, top + step + 0.5, step).tolist(), color="#4477aa")
     axes.set_title("Images by number of boxes")
     axes.set_xlabel("boxes in an image")
 
