@@ -22,7 +22,7 @@ from ullage.nn.outputs import RawDetections, decode_boxes
 
 TOP = 10
 MAX_PAIRS = 2**18
-_DECODE_ROWS = 2**14  # anchors decoded at a time: the float32 bins stay in the processor's cache
+DECODE_ROWS = 2**14  # anchors decoded at a time: the float32 bins stay in the processor's cache
 _METRIC_EPS = 1e-9
 _INDEX_MAX = 2**31 - 1
 
@@ -191,7 +191,7 @@ class _Quality:
         self.targets_4G = targets.boxes_xyxy_px_G4.float().T.contiguous()
         # Coordinates first: the columns that complete_iou takes apart are then contiguous, which halves its time.
         self.boxes_4N = raw.centres_A2.new_zeros((4, covered_BA.numel()))
-        for key_U in covered_BA.flatten().nonzero()[:, 0].split(_DECODE_ROWS):
+        for key_U in covered_BA.flatten().nonzero()[:, 0].split(DECODE_ROWS):
             self.boxes_4N[:, key_U] = decode_at(raw, key_U // self.anchors, key_U % self.anchors).T
 
     def __call__(self, key_Q: torch.Tensor, row_Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ Shape letters: B images, A anchors an image, K classes, R box bins, P positives.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from ullage.losses.assigner import Assignment, assign
 from ullage.losses.sums import LossSum
 from ullage.nn.outputs import RawDetections, decode_boxes
 
-_CHUNK = 2**19  # logits handled at a time in float32: temporaries that stay in the processor's cache
+CHUNK_LOGITS = 2**19  # logits handled at a time in float32: temporaries that stay in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class DetectionLoss:
     cls: float = 0.5
     dfl: float = 1.5
     label_smoothing: float = 0.0
+    part_names: ClassVar[tuple[str, ...]] = ("box", "cls", "dfl")
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
@@ -184,5 +185,5 @@ class _ClassSum(torch.autograd.Function):
 
 
 def _chunks_of(values_BAK: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Cut along the images, about ``_CHUNK`` values each."""
-    return values_BAK.split(max(_CHUNK // max(values_BAK[0].numel(), 1), 1))
+    """Cut along the images, about ``CHUNK_LOGITS`` values each."""
+    return values_BAK.split(max(CHUNK_LOGITS // max(values_BAK[0].numel(), 1), 1))
