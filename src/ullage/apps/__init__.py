@@ -1,0 +1,1 @@
+"""Thin shells over the api: parse, call, render."""

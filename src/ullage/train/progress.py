@@ -86,7 +86,7 @@ class ConsoleProgress:
             best = "   best so far" if event.is_best else ""
             took = f"   (judged in {format_duration(_whole(event.eval_seconds))})"
             text = "   ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            self._print(f"{'':>10}   {text}{best}{took}", style="green" if event.is_best else "")
+            self._print(f"{'':>8}   {text}{best}{took}", style="green" if event.is_best else "")
 
     def _on_end(self, event: RunEnded) -> None:
         self.close()
@@ -98,8 +98,8 @@ class ConsoleProgress:
                 self._print(f"  {name}: {path} ({format_bytes(path.stat().st_size)})")
 
     def _header(self) -> str:
-        losses = "".join(f"{name:>8}" for name in self._run.loss_names)
-        return f"{'Epoch':>10}{'Memory':>9}{losses}{'Instances':>11}{'Size':>9}{'Images/s':>10}"
+        losses = "".join(f"{name:>7}" for name in self._run.loss_names)
+        return f"{'Epoch':>8}{'Memory':>9}{losses}{'Instances':>11}{'Size':>8}{'Images/s':>9}"
 
     def _row(
         self,
@@ -113,16 +113,18 @@ class ConsoleProgress:
         epoch = f"{event.epoch + 1}" if limited else f"{event.epoch + 1}/{self._run.epochs}"
         height, width = event.size_hw
         size = f"{width}" if height == width else f"{height}x{width}"
-        parts = "".join(f"{value:>8.4g}" for value in (losses or event.losses).values())
+        parts = "".join(f"{value:>7.4g}" for value in (losses or event.losses).values())
         used = format_bytes(event.memory_bytes if memory is None else memory)
         rate = event.images_per_second if speed is None else speed
-        return f"{epoch:>10}{used:>9}{parts}{event.boxes:>11,}{size:>9}{rate:>10.1f}"
+        return f"{epoch:>8}{used:>9}{parts}{event.boxes:>11,}{size:>8}{rate:>9.1f}"
 
     def _live_line(self, event: StepDone, ended: bool) -> Text:
         row = self._row(event)
         tail = f"{self._share(event)} judging ..." if ended else f"{self._share(event)} {self._time_left(event)}"
-        room = min(self.console.width - len(row) - len(tail) - 5, 30)
-        line = Text(f"{row}   ", no_wrap=True, overflow="ellipsis")
+        if len(row) + len(tail) + 2 > self.console.width:
+            tail = tail.split(",")[0]  # a narrow terminal shows the epoch's time only
+        room = min(self.console.width - len(row) - len(tail) - 4, 30)
+        line = Text(f"{row} ", no_wrap=True, overflow="ellipsis")
         if room >= 6:
             full, empty = ("━", "─") if (self.console.encoding or "").lower().startswith("utf") else ("#", ".")
             done = min(round(room * event.batch / self._run.batches), room)

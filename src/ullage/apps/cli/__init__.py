@@ -1,0 +1,1 @@
+"""The command line: ``main`` parses, ``verbs`` call the api and render."""

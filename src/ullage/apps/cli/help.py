@@ -1,0 +1,84 @@
+"""What ``--help`` prints. Neither torch nor numpy nor rich is imported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from ullage._version import __version__
+from ullage.apps.cli.arguments import ACTIONS, VERBS, Call
+from ullage.config import VerbConfig
+from ullage.errors import ConfigError, nearest
+
+_BEST = "model=runs/detect/train/weights/best.pt"
+_EXAMPLES = {
+    "train": (
+        "ullage train model=yolov12n data=demo epochs=30 imgsz=320",
+        "ullage train resume model=runs/detect/train/weights/last.pt",
+    ),
+    "val": (f"ullage val {_BEST} data=demo imgsz=320",),
+    "predict": (f"ullage predict {_BEST} source=pictures/ save",),
+    "data check": ("ullage data check data=my_data.yaml",),
+    "data convert": ("ullage data convert data=my_data.yaml to=coco out=my_data_coco",),
+    "demo": ("ullage demo",),
+}
+
+
+def overview() -> str:
+    """Return the help of ``ullage`` itself."""
+    lines = [
+        f"ullage {__version__}: real-time object detectors, trained and run in the memory that people have",
+        "",
+        "  ullage VERB key=value ...      also: --key value, --key=value; a bare key means True; cfg=FILE reads a YAML",
+        "  ullage VERB --help             lists every key",
+        "",
+        *(f"  {verb:<9}{meaning}" for verb, meaning in VERBS.items()),
+        "",
+        "  Exit status: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted.",
+        "  ULLAGE_DEBUG=1 in the environment shows tracebacks.",
+    ]
+    return "\n".join(lines)
+
+
+def data_overview() -> str:
+    """Return the help of ``ullage data``."""
+    return "\n".join(
+        [f"ullage data ACTION key=value ...      {VERBS['data']}", ""]
+        + [f"  {action:<9}{meaning}" for action, meaning in ACTIONS.items()]
+        + ["", "  ullage data ACTION --help      lists every key"]
+    )
+
+
+def verb_help(
+    call: Call, config: type[VerbConfig], *, defaults: Mapping[str, Any], without: tuple[str, ...] = ()
+) -> str:
+    """Return every key of a verb with section, type, default and meaning.
+
+    Args:
+        call: The call; settings given beside ``--help`` narrow the list to themselves.
+        config: The verb's configuration.
+        defaults: Defaults of this verb that differ from the configuration's.
+        without: Keys that the verb sets itself.
+
+    Raises:
+        ConfigError: ``ullage VERB KEY --help`` names an unknown key.
+    """
+    rows = [row for row in config.help() if row.key not in without]
+    asked = [*call.texts, *call.bare]
+    for key in asked:
+        if key not in [row.key for row in rows]:
+            raise ConfigError(f"{call.name()} knows no setting '{key}'.{nearest(key, [row.key for row in rows])}")
+    rows = [row for row in rows if not asked or row.key in asked]
+    key_width = max(len(row.key) for row in rows)
+    shown = {row.key: repr(defaults[row.key]) if row.key in defaults else row.default for row in rows}
+    type_width = min(max(len(row.type) for row in rows), 26)
+    default_width = max(len(text) for text in shown.values())
+    lines = [f"ullage {call.name()} key=value ...      {ACTIONS.get(call.action or '') or VERBS[call.verb or '']}"]
+    lines += ["", *(f"  {example}" for example in _EXAMPLES[call.name()])]
+    for section, members in groupby(rows, key=lambda row: row.section):
+        lines += ["", section]
+        for row in members:
+            columns = f"  {row.key:<{key_width}}  {row.type:<{type_width}}  {shown[row.key]:<{default_width}}"
+            lines.append(f"{columns}  {row.meaning}")
+    return "\n".join([*lines, "", "  cfg=FILE reads the same keys from a YAML or JSON file; what is typed wins"])

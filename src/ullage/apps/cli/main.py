@@ -1,0 +1,108 @@
+"""``ullage VERB key=value ...``: parse, do, and turn every failure into one line and an exit status.
+
+0 done · 1 the work failed · 2 the call was wrong · 130 interrupted
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+
+from ullage._version import __version__
+from ullage.apps.cli.arguments import parse
+from ullage.apps.cli.watch import RunWatch
+from ullage.errors import ConfigError, UllageError
+
+FAILED, WRONG_CALL, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
+# What the operating system refuses for reasons that only the user can mend.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENOENT}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        words: What stands behind ``ullage``; None takes it from the process, and lets unexpected errors be reported.
+
+    Returns:
+        The exit status.
+    """
+    if words is None:
+        sys.excepthook = report_unexpected
+        words = sys.argv[1:]
+    watch = RunWatch()
+    try:
+        _run(words, watch)
+        sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
+    except ConfigError as error:
+        return _fail(error, WRONG_CALL)
+    except UllageError as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        _say(f"interrupted{watch.advice()}")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader has gone (| head); keep the interpreter from flushing into the closed pipe once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        return _fail(error, FAILED)
+    return 0
+
+
+def _run(words: Sequence[str], watch: RunWatch) -> None:
+    if not words or list(words) in (["help"], ["--help"], ["-h"]):
+        from ullage.apps.cli.help import overview
+
+        print(overview())
+        return
+    call = parse(words)
+    if call.wants == "version":
+        print(f"ullage {__version__}")
+        return
+    if call.verb is None:
+        from ullage.apps.cli.help import overview
+
+        print(overview())
+        return
+    from ullage.apps.cli.verbs import run_verb
+
+    run_verb(call, watch)
+
+
+def report_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print one line about an error that nobody foresaw, and keep its traceback in a file."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    if _debugging():
+        print(text, file=sys.stderr, end="")
+    words = " ".join(str(error).split())
+    what = f"{kind.__name__}: {words[:300]}" if words else kind.__name__
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="ullage-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(f"ullage {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n\n{text}")
+        where = f"please report it with the traceback in {file.name}"
+    except OSError:
+        where = "please report it; ULLAGE_DEBUG=1 shows the traceback"
+    _say(f"this should not happen: {what}; {where}")
+
+
+def _fail(error: Exception, status: int) -> int:
+    if _debugging():
+        traceback.print_exc()
+    _say(" ".join(str(error).split()))
+    return status
+
+
+def _say(text: str) -> None:
+    print(f"ullage: {text}", file=sys.stderr)
+
+
+def _debugging() -> bool:
+    return os.environ.get("ULLAGE_DEBUG", "") not in ("", "0")

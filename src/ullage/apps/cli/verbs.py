@@ -1,0 +1,140 @@
+"""What each verb does with its settings: call the api, show what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ullage.apps.cli.arguments import Call
+from ullage.apps.cli.demo import DEMO_FIXED, DEMO_SETTINGS, run_demo
+from ullage.apps.cli.help import data_overview, verb_help
+from ullage.apps.cli.watch import RunWatch
+from ullage.config import PredictConfig, TrainConfig, ValConfig, VerbConfig
+from ullage.config.base import read_settings
+from ullage.config.tools import DataCheckConfig, DataConvertConfig
+from ullage.errors import ConfigError, StorageError, nearest
+
+Config = TypeVar("Config", bound=VerbConfig)
+
+_CONFIGS: dict[str, type[VerbConfig]] = {
+    "train": TrainConfig,
+    "val": ValConfig,
+    "predict": PredictConfig,
+    "demo": TrainConfig,
+    "data check": DataCheckConfig,
+    "data convert": DataConvertConfig,
+}
+
+
+def run_verb(call: Call, watch: RunWatch) -> None:
+    """Do what was asked.
+
+    Args:
+        call: The verb and its settings.
+        watch: Hears the events of a training run.
+
+    Raises:
+        UllageError: The call was wrong (ConfigError), or the work failed.
+    """
+    name = call.name()
+    if name == "data":
+        if call.wants != "help":
+            raise ConfigError("data needs an action: 'ullage data check data=...' or 'ullage data convert data=...'")
+        print(data_overview())
+    elif call.wants == "help":
+        demo = name == "demo"
+        print(
+            verb_help(call, _CONFIGS[name], defaults=DEMO_SETTINGS if demo else {}, without=DEMO_FIXED if demo else ())
+        )
+    elif name == "train":
+        _train(settings(call, TrainConfig), watch)
+    elif name == "val":
+        _val(settings(call, ValConfig))
+    elif name == "predict":
+        _predict(settings(call, PredictConfig))
+    elif name == "demo":
+        _refuse(call, DEMO_FIXED)
+        run_demo(settings(call, TrainConfig, defaults=DEMO_SETTINGS), watch)
+    elif name == "data check":
+        _check(settings(call, DataCheckConfig))
+    else:
+        _convert(settings(call, DataConvertConfig))
+
+
+def settings(call: Call, config: type[Config], *, defaults: Mapping[str, Any] | None = None) -> Config:
+    """Turn the typed words into a checked configuration; typed settings win over ``cfg``, and that over ``defaults``.
+
+    Raises:
+        ConfigError: A setting is unknown, of the wrong type or out of range.
+    """
+    known = config.fields()
+    for word in call.bare:
+        if word not in known:
+            raise ConfigError(
+                f"'{word}' is not a setting of {call.name()}; write key=value, "
+                f"and see 'ullage {call.name()} --help'.{nearest(word, known)}"
+            )
+    typed: dict[str, Any] = {**config.parse(call.texts), **dict.fromkeys(call.bare, True)}
+    return config.load({**(defaults or {}), **(read_settings(call.cfg) if call.cfg else {}), **typed})
+
+
+def _refuse(call: Call, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if key in call.texts or key in call.bare:
+            raise ConfigError(f"{call.verb} sets '{key}' itself; use 'ullage train' to choose it")
+
+
+def _train(config: TrainConfig, watch: RunWatch) -> None:
+    from ullage import api
+
+    result = api.train(config, listeners=[watch])
+    if config.run.verbose:
+        print(f"results in {result.run_dir}")
+
+
+def _val(config: ValConfig) -> None:
+    from ullage import api
+
+    metrics = api.val(config)
+    if config.eval.verbose:
+        print(metrics)
+        stages = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in metrics.speed.items())
+        print(f"an image takes: {stages}")
+    else:
+        print(f"mAP50 {metrics.box.map50:.3f}  mAP50-95 {metrics.box.map:.3f}")
+
+
+def _predict(config: PredictConfig) -> None:
+    from ullage import api
+
+    prediction, count = api.predict(config), 0
+    for result in prediction:
+        count += 1
+        if config.predict.verbose:
+            frame = f" frame {result.video_frame + 1}" if result.video_frame is not None else ""
+            height, width = result.orig_shape
+            print(f"{result.path}{frame}: {height}x{width}, {result}, {sum(result.speed.values()):.1f} ms", flush=True)
+    if prediction.save_dir is not None:
+        print(f"{count} {'frames' if prediction.is_stream else 'images'} done, saved in {prediction.save_dir}")
+
+
+def _check(config: DataCheckConfig) -> None:
+    from ullage.data.check import check
+
+    report = check(config.check.data)
+    print(report)
+    if config.check.report is not None:
+        target = Path(config.check.report)
+        try:
+            target.write_text(report.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write report='{target}': {error.strerror or error}") from None
+        print(f"the whole report is in {target}")
+
+
+def _convert(config: DataConvertConfig) -> None:
+    from ullage.data.convert import convert
+
+    chosen = config.convert
+    print(convert(chosen.data, to=chosen.to, out=chosen.out, images=chosen.images))
