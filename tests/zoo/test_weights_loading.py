@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ullage.errors import WeightsError
+from ullage.zoo.checkpoint_file import read_weights
+from ullage.zoo.registry import build
 from ullage.zoo.weights import infer_model_name, infer_num_classes, is_official, load_into, official_to_ours
 
 FAMILIES = ("yolo11", "yolo12", "yolov12")
@@ -135,3 +139,31 @@ def test_other_networks_are_not_mistaken_for_one(shared: Path) -> None:
     assert infer_model_name(scalar) is None
     assert infer_model_name({}) is None
     assert infer_model_name({"fc.weight": SimpleNamespace(shape=(2, 2))}) is None
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolov12n"])
+def test_official_checkpoints_reproduce_the_stored_outputs(shared: Path, name: str) -> None:
+    """File to network to numbers, the whole way; and into three classes, where only the classes stay new."""
+    parity = shared / "parity"
+    spec = importlib.util.spec_from_file_location("parity_fill", parity / "fill.py")
+    assert spec is not None
+    assert spec.loader is not None
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    weights = read_weights(parity / "checkpoints" / f"{name}-filled.pt")
+    detector = build(name).eval()
+    load_into(detector, official_to_ours(weights.state_dict, detector.block_names))
+    with torch.no_grad():
+        raw = detector(torch.from_numpy(fill.image(1, 128, 160)))
+    ours = torch.cat((raw.bins_BAR, raw.logits_BAK), 2).transpose(1, 2).numpy()
+    with np.load(parity / "outputs" / f"{name}.npz") as outputs:
+        assert np.abs(ours - outputs["raw"]).max() <= 1e-4 * np.abs(outputs["raw"]).max()
+
+    fewer = build(name, num_classes=3)
+    state = official_to_ours(weights.state_dict, fewer.block_names)
+    with pytest.raises(WeightsError, match="of another shape"):
+        load_into(fewer, state)
+    report = load_into(fewer, state, partial=True)
+    assert report.missing == ()
+    assert {key.split(".cv3.")[0] for key, _ in report.skipped} == {"head"}
+    assert len(report.loaded) + len(report.skipped) == len(state)

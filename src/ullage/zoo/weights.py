@@ -1,7 +1,7 @@
 """Putting a state dict into a network: strict by default, partial by name, and the keys of official checkpoints.
 
 Official checkpoints number their blocks (``model.6.cv1.conv.weight``); our networks name them. A network maps numbers
-to its names (``official_indices``), below the block both use the same attribute names.
+to its names (`Detector.block_names`), below the block both use the same attribute names.
 """
 
 from __future__ import annotations
