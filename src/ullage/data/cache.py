@@ -154,7 +154,7 @@ class ImageStore:
         path, size_hw, base_hw = self._dataset.paths[index], self._dataset.size_hw(index), self.base_size_hw(index)
         image = read_image(path, at_least_hw=None if self._exact else base_hw)
         found_hw = image.shape[:2]
-        if found_hw not in [tuple(-(-side // factor) for side in size_hw) for factor in (1, 2, 4, 8)]:
+        if found_hw not in [tuple(side // factor for side in size_hw) for factor in (1, 2, 4, 8)]:
             raise DataError(
                 f"image {path} is {found_hw[1]}x{found_hw[0]} pixels but was {size_hw[1]}x{size_hw[0]} when the data "
                 "set was read; start again, so that its boxes fit"

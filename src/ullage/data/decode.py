@@ -12,7 +12,6 @@ verdict on damage is the stricter one. What each kind becomes:
 from __future__ import annotations
 
 import io
-import math
 import struct
 import warnings
 import zlib
@@ -21,7 +20,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ullage.errors import DataError
 from ullage.geometry.letterbox import PAD_GREY
@@ -35,7 +34,7 @@ _DAMAGE = (
 )  # fmt: skip
 _JPEG, _BMP, _PNG = b"\xff\xd8\xff", b"BM", b"\x89PNG\r\n\x1a\n"
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _TIFF_WIDTH_TAG = 0x0112, 0x0100
 # EXIF orientation -> what makes the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,8 +52,8 @@ def read_image(path: str | Path, *, at_least_hw: tuple[int, int] | None = None) 
 
     Args:
         path: The file.
-        at_least_hw: Allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, sides rounded up, as long as the
-            result is no smaller than this. That costs a third to a half of the time, and differs from a full decode
+        at_least_hw: Allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, where both sides divide and the result
+            is no smaller than this. That costs a third to a half of the time, and differs from a full decode
             that is then averaged by about half a grey level.
 
     Returns:
@@ -79,7 +78,7 @@ def probe_size_hw(path: str | Path) -> tuple[int, int]:
             warnings.simplefilter("ignore")  # notes on EXIF damage and large sizes; reading the image tells
             with Image.open(path) as image:
                 width, height = image.size
-                return (width, height) if _orientation(image) >= 5 else (height, width)
+                return (width, height) if _lies_down(image) else (height, width)
     except _DAMAGE:
         # Pillow lacks a few kinds that OpenCV reads, such as TIFF with 16 bits a colour.
         height, width, _ = read_image(path).shape
@@ -134,12 +133,14 @@ def _reduced_flags(data: bytes, at_least_hw: tuple[int, int]) -> int:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
-                if _orientation(image) >= 5:
+                if _lies_down(image):
                     width, height = height, width
     except _DAMAGE:
         return cv2.IMREAD_COLOR
     for factor, flags in _REDUCED.items():
-        if math.ceil(height / factor) >= at_least_hw[0] and math.ceil(width / factor) >= at_least_hw[1]:
+        # Sides that do not divide would be stretched by part of a pixel, and boxes would be off by it.
+        divides = height % factor == 0 and width % factor == 0
+        if divides and height >= factor * at_least_hw[0] and width >= factor * at_least_hw[1]:
             return flags
     return cv2.IMREAD_COLOR
 
@@ -149,6 +150,8 @@ def _decode_thorough(data: bytes, path: str | Path) -> Array:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # EXIF damage harms no pixel
             with Image.open(io.BytesIO(data)) as image:
+                if image.format == "TIFF":
+                    image.load()  # some versions of Pillow turn TIFF upright themselves, and then forget the tag
                 orientation = _orientation(image)
                 upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
                 return _to_rgb(upright, path)
@@ -168,6 +171,14 @@ def _orientation(image: Image.Image) -> int:
         return 1
     value = image.getexif().get(_ORIENTATION_TAG, 1)
     return value if isinstance(value, int) else 1
+
+
+def _lies_down(image: Image.Image) -> bool:
+    """Tell whether turning an opened, not yet loaded image upright swaps the width and height that it states."""
+    if _orientation(image) < 5:
+        return False
+    # Some versions of Pillow state the upright size of a TIFF from the start.
+    return not isinstance(image, TiffImagePlugin.TiffImageFile) or image.tag_v2.get(_TIFF_WIDTH_TAG) == image.width
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> Array:
