@@ -99,7 +99,7 @@ class ConsoleProgress:
 
     def _header(self) -> str:
         losses = "".join(f"{name:>7}" for name in self._run.loss_names)
-        return f"{'Epoch':>8}{'Memory':>9}{losses}{'Instances':>11}{'Size':>8}{'Images/s':>9}"
+        return f"{'Epoch':>8}{'Memory':>8}{losses}{'Instances':>10}{'Size':>8}{'Images/s':>9}"
 
     def _row(
         self,
@@ -116,13 +116,13 @@ class ConsoleProgress:
         parts = "".join(f"{value:>7.4g}" for value in (losses or event.losses).values())
         used = format_bytes(event.memory_bytes if memory is None else memory)
         rate = event.images_per_second if speed is None else speed
-        return f"{epoch:>8}{used:>9}{parts}{event.boxes:>11,}{size:>8}{rate:>9.1f}"
+        return f"{epoch:>8}{used:>8}{parts}{event.boxes:>10,}{size:>8}{rate:>9.1f}"
 
     def _live_line(self, event: StepDone, ended: bool) -> Text:
         row = self._row(event)
         tail = f"{self._share(event)} judging ..." if ended else f"{self._share(event)} {self._time_left(event)}"
         if len(row) + len(tail) + 2 > self.console.width:
-            tail = tail.split(",")[0]  # a narrow terminal shows the epoch's time only
+            tail = tail.split(",")[0].removesuffix(" left")  # a narrow terminal shows the epoch's time only
         room = min(self.console.width - len(row) - len(tail) - 4, 30)
         line = Text(f"{row} ", no_wrap=True, overflow="ellipsis")
         if room >= 6:
