@@ -35,7 +35,9 @@ def parse_bytes(text: str | int) -> int:
         match = _BYTES.fullmatch(str(text))
         unit = match and _BYTE_UNITS.get(match.group(2).lower())
         if not match or not unit:
-            raise ConfigError(f"{text!r} is not an amount of memory; write it like '8GB', '512MiB' or a number of bytes")
+            raise ConfigError(
+                f"{text!r} is not an amount of memory; write it like '8GB', '512MiB' or a number of bytes"
+            )
         size = int(Fraction(match.group(1)) * unit)
     if size <= 0:
         raise ConfigError(f"an amount of memory must be above zero, got {text!r}")

@@ -115,4 +115,5 @@ class YOLO:
         return configuration.get("data") if isinstance(configuration, dict) else None
 
     def __repr__(self) -> str:
-        return f"YOLO({self._model.model_name}, {len(self._model.names)} classes, from {self._model.source or 'new weights'})"
+        origin = self._model.source or "new weights"
+        return f"YOLO({self._model.model_name}, {len(self._model.names)} classes, from {origin})"

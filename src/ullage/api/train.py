@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from torch import nn
 
 from ullage._version import __version__
 from ullage.api.evaluate import evaluate
-from ullage.api.folders import DEFAULT_PROJECT, describe_environment, make_run_folder, write_text
-from ullage.api.models import LoadedModel, from_weights, load_model
+from ullage.api.folders import describe_environment, write_text
+from ullage.api.models import LoadedModel, from_weights
 from ullage.api.pictures import EvalPictures, PicturedBatches
+from ullage.api.start import Start, begin, checkpoint_to_resume, go_on
 from ullage.api.val import eval_predictor, save_figures
 from ullage.config import EvalSettings, TrainConfig
 from ullage.config.data import STRIDE
@@ -23,7 +24,7 @@ from ullage.data.index import DetectionSet
 from ullage.data.loader import EvalLoader, TrainLoader
 from ullage.data.preview import save_labels_picture
 from ullage.data.source import open_dataset
-from ullage.errors import ConfigError, StorageError, TrainingError, WeightsError
+from ullage.errors import ConfigError, StorageError
 from ullage.losses.detection import DetectionLoss
 from ullage.metrics.result import Metrics
 from ullage.nn.detector import Detector
@@ -31,17 +32,14 @@ from ullage.train.events import Notice
 from ullage.train.loop import Keeping, Limits, Trainer
 from ullage.train.optim import MovingAverage, freeze_blocks, make_optimiser
 from ullage.train.precision import Precision, choose_device, choose_precision
+from ullage.train.process import repeatable_kernels
 from ullage.train.progress import ConsoleProgress
 from ullage.train.protocols import Listener
 from ullage.train.records import record_listeners
 from ullage.train.schedule import Schedule, choose_optimiser
 from ullage.train.state import TrainState
-from ullage.zoo.checkpoint_file import read_checkpoint, write_checkpoint
+from ullage.zoo.checkpoint_file import write_checkpoint
 
-# What may change when a run goes on: where and how fast it runs, never what it computes.
-RESUMABLE_WITH = frozenset(
-    ("model", "resume", "device", "workers", "cache", "plots", "verbose", "save_period", "patience", "time")
-)
 UNLIMITED_EPOCHS = 1_000_000
 
 
@@ -70,16 +68,6 @@ class _Data:
     val: DetectionSet | None
 
 
-@dataclass(frozen=True)
-class _Start:
-    """Where a run begins: its settings, its network, and the checkpoint it goes on from."""
-
-    config: TrainConfig
-    model: LoadedModel
-    folder: Path
-    payload: Mapping[str, Any] | None
-
-
 def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: Sequence[Listener] = ()) -> TrainResult:
     """Train a detector.
 
@@ -95,16 +83,16 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
         TrainingError: The gradient is not finite.
         KeyboardInterrupt: Asked to stop; ``weights/last.pt`` holds everything.
     """
-    resuming = _resumed_file(config)
-    if resuming is None and config.data.data is None:
-        raise ConfigError("train needs data=: a YAML, COCO JSON, folder, CSV, or 'demo'")
-    start = _fresh_start(config, model) if resuming is None else _resumed_start(config, resuming)
+    resuming = checkpoint_to_resume(config)
+    if resuming is None:
+        _named_data(config)  # before a folder is made
+    start = begin(config, model) if resuming is None else go_on(config, resuming)
     config, device = start.config, choose_device(start.config.device.device)
     data = _open_data(config)
     precision = choose_precision(device, config.device.amp)
     _seed(config.run.seed)
 
-    with _determinism(device, config.run.deterministic), contextlib.ExitStack() as stack:
+    with repeatable_kernels(device, config.run.deterministic), contextlib.ExitStack() as stack:
         run = _Run(start, data, device, precision, stack)
         trainer = run.trainer(listeners)
         if start.payload is None:
@@ -121,7 +109,7 @@ class _Run:
     """Puts the parts of one run together."""
 
     def __init__(
-        self, start: _Start, data: _Data, device: torch.device, precision: Precision, stack: contextlib.ExitStack
+        self, start: Start, data: _Data, device: torch.device, precision: Precision, stack: contextlib.ExitStack
     ) -> None:
         self.start, self.config, self.data, self.device, self.precision = start, start.config, data, device, precision
         self.console = ConsoleProgress() if self.config.run.verbose else None
@@ -240,27 +228,33 @@ class _Run:
             trainer.tell(Notice(text))
 
     def _evaluate(self, network: nn.Module) -> dict[str, float]:
-        assert self.eval_batches is not None and self.data.val is not None and isinstance(network, Detector)
+        batches, dataset = self._validation()
+        assert isinstance(network, Detector)
         result = evaluate(
-            eval_predictor(network, self.data.val, self.device, half=self.precision.dtype is not None),
-            batches=self.eval_batches,
-            dataset=self.data.val,
+            eval_predictor(network, dataset, self.device, half=self.precision.dtype is not None),
+            batches=batches,
+            dataset=dataset,
             settings=self.eval_settings,
             loss=self.loss,
         )
         return {**result.metrics.results_dict, **{f"val/{name}_loss": value for name, value in result.losses.items()}}
 
+    def _validation(self) -> tuple[EvalLoader, DetectionSet]:
+        if self.eval_batches is None or self.data.val is None:
+            raise ConfigError("this run has val=False: there is nothing to judge on")
+        return self.eval_batches, self.data.val
+
     def judge_best(self) -> Metrics:
         """Judge the best weights once more, with pictures."""
-        assert self.eval_batches is not None and self.data.val is not None
+        batches, dataset = self._validation()
         best = from_weights(self.keeping.best)
         plots = self.config.run.plots
         metrics = evaluate(
-            eval_predictor(best.network, self.data.val, self.device, half=self.precision.dtype is not None),
-            batches=self.eval_batches,
-            dataset=self.data.val,
+            eval_predictor(best.network, dataset, self.device, half=self.precision.dtype is not None),
+            batches=batches,
+            dataset=dataset,
             settings=self.eval_settings,
-            on_batch=EvalPictures(folder=self.folder, names=self.data.val.names) if plots else None,
+            on_batch=EvalPictures(folder=self.folder, names=dataset.names) if plots else None,
         ).metrics
         if plots:
             save_figures(metrics, self.folder)
@@ -286,11 +280,16 @@ def train_sizes(imgsz: int | tuple[int, int], multi_scale: bool) -> tuple[int, i
     return low, high
 
 
+def _named_data(config: TrainConfig) -> str:
+    if config.data.data is None:
+        raise ConfigError("train needs data=: a YAML, COCO JSON, folder, CSV, or 'demo'")
+    return config.data.data
+
+
 def _open_data(config: TrainConfig) -> _Data:
-    assert config.data.data is not None
-    settings = config.data
+    settings, data = config.data, _named_data(config)
     train_set = open_dataset(
-        settings.data,
+        data,
         split="train",
         classes=settings.classes,
         single_cls=settings.single_cls,
@@ -299,78 +298,8 @@ def _open_data(config: TrainConfig) -> _Data:
     )
     if not config.run.val:
         return _Data(train_set, None)
-    val_set = open_dataset(settings.data, split="val", classes=settings.classes, single_cls=settings.single_cls)
+    val_set = open_dataset(data, split="val", classes=settings.classes, single_cls=settings.single_cls)
     return _Data(train_set, val_set)
-
-
-def _fresh_start(config: TrainConfig, model: LoadedModel | None) -> _Start:
-    if model is None:
-        pretrained = config.model.pretrained
-        model = load_model(config.model.model, seed=config.run.seed)
-        if isinstance(pretrained, str):
-            model = _with_weights_of(model, load_model(pretrained))
-        elif pretrained is False and model.source is not None:
-            model = load_model(model.model_name, seed=config.run.seed)
-    folder = make_run_folder(config.folder, verb="train")
-    _make_weights_folder(folder)
-    return _Start(config, model, folder, None)
-
-
-def _with_weights_of(model: LoadedModel, other: LoadedModel) -> LoadedModel:
-    if other.model_name != model.model_name:
-        raise ConfigError(f"pretrained weights are of {other.model_name}, the model is {model.model_name}")
-    return other
-
-
-def _resumed_file(config: TrainConfig) -> Path | None:
-    resume = config.run.resume
-    if resume is False:
-        return None
-    if isinstance(resume, str):
-        return Path(resume).expanduser()
-    if config.model.model.endswith(".pt"):
-        return Path(config.model.model).expanduser()
-    project = Path(config.folder.project) if config.folder.project else DEFAULT_PROJECT
-    found = sorted(project.glob("*/weights/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ConfigError(
-            f"resume: there is no run under '{project}' to go on with; name one: model=.../weights/last.pt"
-        )
-    return found[-1]
-
-
-def _resumed_start(config: TrainConfig, file: Path) -> _Start:
-    payload = read_checkpoint(file)
-    if not payload.get("train"):
-        raise WeightsError(f"'{file}' holds weights only and cannot be resumed; resume from weights/last.pt")
-    given = {key: value for key, value in config.flat().items() if key in _explicit(config)}
-    refused = sorted(set(given) - RESUMABLE_WITH)
-    kept = TrainConfig.load(payload["meta"]["config"])
-    changed = [key for key in refused if given[key] != kept.flat()[key]]
-    if changed:
-        raise ConfigError(
-            f"a resumed run keeps its settings; {', '.join(changed)} cannot change. May change: "
-            f"{', '.join(sorted(RESUMABLE_WITH - {'model', 'resume'}))}"
-        )
-    merged = kept.override(**{key: given[key] for key in given if key in RESUMABLE_WITH - {"model", "resume"}})
-    done, epochs = payload["train"]["position"]["epoch"], merged.optim.epochs
-    if merged.optim.time is None and done >= epochs:
-        raise TrainingError(f"'{file}' has finished all {epochs} epochs; there is nothing to resume")
-    folder = file.absolute().parent.parent
-    _make_weights_folder(folder)
-    model = LoadedModel(from_weights(file).network, payload["model"]["name"], tuple(payload["names"]))
-    return _Start(merged, model, folder, payload)
-
-
-def _explicit(config: TrainConfig) -> set[str]:
-    return {key for name in config.sections() for key in getattr(config, name).model_fields_set}
-
-
-def _make_weights_folder(folder: Path) -> None:
-    try:
-        (folder / "weights").mkdir(exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write into '{folder}': {error.strerror or error}") from None
 
 
 def _compiled(network: nn.Module) -> nn.Module:
@@ -379,20 +308,3 @@ def _compiled(network: nn.Module) -> nn.Module:
 
 def _seed(seed: int) -> None:
     torch.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def _determinism(device: torch.device, wanted: bool) -> Iterator[None]:
-    """Ask CUDA for repeatable kernels while the run lasts; CPUs repeat themselves anyway."""
-    if device.type != "cuda" or not wanted:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill

@@ -1,0 +1,1 @@
+"""Data: sources, cleaning, augmentation, and the loader."""

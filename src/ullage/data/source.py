@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -48,16 +49,16 @@ def open_dataset(
     Raises:
         DataError: There is no such data set or split, it is inconsistent, or none of its images can be used.
     """
-    spec = _find(data)
-    spec.check_split(split)
-    names, category_ids = _classes(spec)
-    for number in classes or ():
-        if not 0 <= number < len(names):
-            raise DataError(f"classes={list(classes or ())}: data set '{data}' has classes 0 to {len(names) - 1}")
     if not 0 < fraction <= 1:
         raise DataError(f"fraction={fraction} must be above 0 and at most 1")
-    raw = _read(spec, split, names, category_ids)
-    result = clean(raw, origin=str(data), names=names, category_ids=category_ids, missing_images=missing_images)
+    with _readable(data):
+        spec = _find(data)
+        spec.check_split(split)
+        names, category_ids = _classes(spec)
+        if any(not 0 <= number < len(names) for number in classes or ()):
+            raise DataError(f"classes={list(classes or ())}: data set '{data}' has classes 0 to {len(names) - 1}")
+        raw = _read(spec, split, names, category_ids)
+        result = clean(raw, origin=str(data), names=names, category_ids=category_ids, missing_images=missing_images)
     if fraction < 1:
         count = max(round(len(result) * fraction), 1)
         chosen = np.sort(np.random.default_rng(seed).permutation(len(result))[:count])
@@ -77,8 +78,9 @@ def dataset_info(data: str | Path) -> DatasetInfo:
     Raises:
         DataError: There is no such data set, or it is inconsistent.
     """
-    spec = _find(data)
-    names, category_ids = _classes(spec)
+    with _readable(data):
+        spec = _find(data)
+        names, category_ids = _classes(spec)
     notes = spec.notes if spec.splits else (*spec.notes, _DEALT)
     return DatasetInfo(names, spec.split_names(), spec.format, spec.root, category_ids, notes)
 
@@ -120,21 +122,28 @@ def _find(data: str | Path) -> SourceSpec:
     if str(data) == "demo":
         return replace(read_yaml(Path(str(files("ullage.data") / "demo" / "data.yaml"))), origin="demo")
     path = absolute(data)
-    try:
-        if path.is_dir():
-            return read_folder(path)
-        if not path.is_file():
-            raise DataError(_not_found(str(data), path))
-        suffix = path.suffix.lower()
-        if suffix in (".yaml", ".yml"):
-            return read_yaml(path)
-        if suffix == ".json":
-            return SourceSpec("coco", path.parent, str(path), annotations={"": (path,)})
-        if suffix == ".csv":
-            return read_csv_source(path)
-    except OSError as error:
-        raise DataError(f"cannot read data set '{data}': {error.filename}: {error.strerror or error}") from None
+    if path.is_dir():
+        return read_folder(path)
+    if not path.is_file():
+        raise DataError(_not_found(str(data), path))
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return read_yaml(path)
+    if suffix == ".json":
+        return SourceSpec("coco", path.parent, str(path), annotations={"": (path,)})
+    if suffix == ".csv":
+        return read_csv_source(path)
     raise DataError(f"'{data}' is no data set: expected a .yaml, .json or .csv file, a folder, or 'demo'")
+
+
+@contextmanager
+def _readable(data: str | Path) -> Iterator[None]:
+    """Turn what the file system refuses, such as a folder without permission, into an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        place = f" '{error.filename}'" if error.filename else ""
+        raise DataError(f"cannot read data set '{str(data)[:200]}':{place} {error.strerror or error}") from None
 
 
 def _not_found(data: str, path: Path) -> str:

@@ -97,7 +97,7 @@ def split_of(name: str) -> Split | None:
 
 def absolute(path: str | Path) -> Path:
     """Return the path without ``..`` and relative parts, symbolic links kept: label folders lie beside the link."""
-    return Path(os.path.normpath(Path(path).expanduser().absolute()))
+    return Path(os.path.normpath(Path(os.path.expanduser(path)).absolute()))
 
 
 def list_images(spec: SourceSpec, split: Split) -> tuple[list[Listed], list[Problem]]:
@@ -175,7 +175,7 @@ def find_by_name(name: str, folders: Iterable[Path]) -> Path | None:
 
 
 def _expand(entry: str, spec: SourceSpec, split: Split) -> list[Listed]:
-    target = absolute(spec.root / entry)
+    target = absolute(spec.root / os.path.expanduser(entry))
     if any(mark in entry for mark in "*?[") and not target.exists():
         return _glob(entry, spec, split)
     if target.is_dir():
@@ -196,9 +196,12 @@ def _expand(entry: str, spec: SourceSpec, split: Split) -> list[Listed]:
 
 
 def _glob(entry: str, spec: SourceSpec, split: Split) -> list[Listed]:
-    pattern = Path(entry).expanduser()
+    pattern = Path(os.path.expanduser(entry))
     base, parts = (Path(pattern.anchor), pattern.parts[1:]) if pattern.is_absolute() else (spec.root, pattern.parts)
-    found = sorted(absolute(path) for path in base.glob(str(Path(*parts))))
+    try:
+        found = sorted(absolute(path) for path in base.glob(str(Path(*parts))))
+    except ValueError as error:
+        raise DataError(f"data set '{spec.origin}': {split} names '{entry}', which is no glob: {error}") from None
     listed: list[Listed] = []
     for path in found:
         if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES or path.suffix.lower() == ".txt":

@@ -6,6 +6,7 @@ paths start from ``path``, and that from the folder of the YAML. Nothing that a 
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -127,7 +128,7 @@ def _root(content: dict[str, Any], file: Path) -> Path:
         return absolute(file.parent)
     if not isinstance(value, str):
         raise DataError(f"'{file}': path must be a folder, got {value!r}")
-    root = absolute(absolute(file).parent / Path(value).expanduser())
+    root = absolute(absolute(file).parent / os.path.expanduser(value))
     if not root.is_dir():
         raise DataError(
             f"'{file}': path '{value}' means the folder '{root}', which does not exist; "
@@ -183,7 +184,11 @@ def _need_entries(spec: SourceSpec, file: Path) -> None:
 
 def _images(spec: SourceSpec, content: dict[str, Any], file: Path) -> tuple[Path, ...]:
     value = content.get("images")
-    folders = [absolute(spec.root / text) for text in _texts(value, "images", file)] if value is not None else []
+    folders = (
+        [absolute(spec.root / os.path.expanduser(text)) for text in _texts(value, "images", file)]
+        if value is not None
+        else []
+    )
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"'{file}': images names '{folder}', which is no folder")
@@ -267,7 +272,7 @@ def csv_spec(spec: SourceSpec, files: tuple[Path, ...]) -> SourceSpec:
 
 
 def _annotation_paths(value: Any, spec: SourceSpec, file: Path, *, key: str) -> tuple[Path, ...]:
-    paths = tuple(absolute(spec.root / text) for text in _texts(value, key, file))
+    paths = tuple(absolute(spec.root / os.path.expanduser(text)) for text in _texts(value, key, file))
     for path in paths:
         if not path.exists():
             raise DataError(f"'{file}': {key} names '{path}', which does not exist")

@@ -50,7 +50,9 @@ class Letterbox:
 
         return torch.cat(columns, -1)  # pyright: ignore
 
-    def apply(self, image_HW3: np.ndarray[Any, Any], out_HW3: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
+    def apply(
+        self, image_HW3: np.ndarray[Any, Any], out_HW3: np.ndarray[Any, Any] | None = None
+    ) -> np.ndarray[Any, Any]:
         """Resize and pad a uint8 image (H, W, 3); the margin is grey. Writes into ``out_HW3`` when given."""
         height, width = self.resized_hw
         left, top = self.pad_lt

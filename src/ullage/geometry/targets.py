@@ -47,7 +47,9 @@ class Targets:
 
     def images(self, start: int, stop: int) -> Targets:
         """Return the targets of images ``start`` (included) to ``stop`` (excluded), renumbered from 0."""
-        first, last = torch.searchsorted(self.image_index_G, torch.tensor([start, stop], device=self.image_index_G.device))
+        first, last = torch.searchsorted(
+            self.image_index_G, torch.tensor([start, stop], device=self.image_index_G.device)
+        )
         rows = slice(int(first), int(last))
         return Targets(
             self.image_index_G[rows] - start, self.class_ids_G[rows], self.boxes_xyxy_px_G4[rows], stop - start

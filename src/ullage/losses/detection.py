@@ -6,7 +6,7 @@ Shape letters: B images, A anchors an image, K classes, R box bins, P positives.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,6 @@ class DetectionLoss:
     cls: float = 0.5
     dfl: float = 1.5
     label_smoothing: float = 0.0
-    part_names: ClassVar[tuple[str, ...]] = ("box", "cls", "dfl")
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
@@ -58,6 +57,11 @@ class DetectionLoss:
                 raise ConfigError(f"the gain {name} must be 0 or above, got {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the parts, in the order of ``LossSum.parts``."""
+        return ("box", "cls", "dfl")
 
     @classmethod
     def from_settings(cls, settings: LossSettings, *, num_classes: int) -> DetectionLoss:

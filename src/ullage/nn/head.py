@@ -27,28 +27,11 @@ class DetectHead(nn.Module):
         self.num_classes, self.strides = num_classes, strides
         box_width = max(16, channels[0] // 4, 4 * BINS_PER_SIDE)
         class_width = max(channels[0], min(num_classes, 100))
-        self.cv2 = nn.ModuleList(
-            nn.Sequential(
-                ConvUnit(c, box_width, 3), ConvUnit(box_width, box_width, 3), nn.Conv2d(box_width, 4 * BINS_PER_SIDE, 1)
-            )
-            for c in channels
-        )
+        self.cv2 = nn.ModuleList(_box_branch(c, box_width) for c in channels)
         self.cv3 = nn.ModuleList(
-            nn.Sequential(
-                nn.Sequential(depthwise_unit(c, c, 3), ConvUnit(c, class_width)),
-                nn.Sequential(depthwise_unit(class_width, class_width, 3), ConvUnit(class_width, class_width)),
-                nn.Conv2d(class_width, num_classes, 1),
-            )
-            for c in channels
+            _class_branch(c, class_width, num_classes, stride) for c, stride in zip(channels, strides, strict=True)
         )
         self.dfl = FixedBins()
-        self.reset_biases()
-
-    def reset_biases(self) -> None:
-        """Start from boxes of some extent and from few objects an image (5 in 640 x 640 pixels)."""
-        for box_branch, class_branch, stride in zip(self.cv2, self.cv3, self.strides, strict=True):
-            nn.init.constant_(box_branch[-1].bias, 1.0)
-            nn.init.constant_(class_branch[-1].bias, math.log(5 / self.num_classes / (640 / stride) ** 2))
 
     def forward(self, maps: tuple[torch.Tensor, ...]) -> RawDetections:
         """Feature maps (B, C, H, W) of P3, P4, P5 to raw detections, anchors in that order, row-major."""
@@ -57,6 +40,23 @@ class DetectHead(nn.Module):
         sizes_hw = [(x.shape[2], x.shape[3]) for x in maps]
         centres_A2, strides_A = anchor_grid(sizes_hw, self.strides, maps[0].device)
         return RawDetections(torch.cat(bins, 1), torch.cat(logits, 1), centres_A2, strides_A)
+
+
+def _box_branch(c_in: int, width: int) -> nn.Sequential:
+    last = nn.Conv2d(width, 4 * BINS_PER_SIDE, 1)
+    nn.init.ones_(last.bias)  # pyright: ignore[reportArgumentType]
+    return nn.Sequential(ConvUnit(c_in, width, 3), ConvUnit(width, width, 3), last)
+
+
+def _class_branch(c_in: int, width: int, num_classes: int, stride: int) -> nn.Sequential:
+    """Its bias starts from few objects: five in an image of 640 x 640 pixels."""
+    last = nn.Conv2d(width, num_classes, 1)
+    nn.init.constant_(last.bias, math.log(5 / num_classes / (640 / stride) ** 2))  # pyright: ignore[reportArgumentType]
+    return nn.Sequential(
+        nn.Sequential(depthwise_unit(c_in, c_in, 3), ConvUnit(c_in, width)),
+        nn.Sequential(depthwise_unit(width, width, 3), ConvUnit(width, width)),
+        last,
+    )
 
 
 class FixedBins(nn.Module):

@@ -1,7 +1,7 @@
 """Convolutional blocks that several families share.
 
-Shape letters: B batch, C channels, H W height and width of a feature map. Attribute names (``cv1``, ``m``, ``bn`` ...) are
-those of the published checkpoints, so that an adapter only renames the blocks themselves.
+Shape letters: B batch, C channels, H W height and width of a feature map. Attribute names (``cv1``, ``m``, ``bn`` ...)
+are those of the published checkpoints, so that an adapter only renames the blocks themselves.
 """
 
 from __future__ import annotations

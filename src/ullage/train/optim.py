@@ -91,8 +91,8 @@ def rescale_and_clip(optimiser: torch.optim.Optimizer, factor: torch.Tensor) -> 
     gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return torch.zeros((), device=factor.device)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * factor
-    torch._foreach_mul_(gradients, factor * (CLIP_NORM / (norm + 1e-6)).clamp(max=1.0))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * factor  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_mul_(gradients, factor * (CLIP_NORM / (norm + 1e-6)).clamp(max=1.0))  # pyright: ignore[reportPrivateImportUsage]
     return norm
 
 
@@ -118,4 +118,4 @@ class MovingAverage:
                 present.append(theirs)
             else:
                 mine.copy_(theirs)
-        torch._foreach_lerp_(averaged, present, 1 - decay)
+        torch._foreach_lerp_(averaged, present, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -21,7 +21,7 @@ class Precision:
     device_type: str
     dtype: torch.dtype | None
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which the network runs."""
         if self.dtype is None:
             return contextlib.nullcontext()

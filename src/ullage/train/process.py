@@ -1,9 +1,12 @@
-"""Facts about this process and its memory."""
+"""This process: its memory, and whether its kernels repeat themselves."""
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -14,3 +17,21 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_reserved(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextlib.contextmanager
+def repeatable_kernels(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Ask CUDA for repeatable kernels while the run lasts; CPUs repeat themselves anyway."""
+    if device.type != "cuda" or not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = fill

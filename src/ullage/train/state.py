@@ -1,4 +1,4 @@
-"""Everything that changes while training: what a checkpoint must hold for the run to go on as if nothing had happened."""
+"""Everything that changes while training: with it, a run goes on as if nothing had happened."""
 
 from __future__ import annotations
 
