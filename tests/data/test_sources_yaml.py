@@ -187,3 +187,29 @@ def test_voc_keys_must_be_folders(tmp_path: Path) -> None:
     bad = f"{lists}images: JPEGImages\nannotations: ImageSets/Main/train.txt\n"
     with pytest.raises(DataError, match="annotations must be one folder"):
         open_dataset(write(tmp_path / "data.yaml", bad), split="train")
+
+
+def test_what_the_file_system_refuses(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="File name too long"):
+        open_dataset("x" * 5000, split="train")
+    with pytest.raises(DataError, match="there is no data set"):
+        open_dataset("~nobody-of-that-name/data.yaml", split="train")
+
+    def refuse(*_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied", "/locked")
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(DataError, match="'/locked' Permission denied"):
+        open_dataset(write(root / "data.yaml", "train: images/train\nnc: 1\n"), split="train")
+
+
+def test_the_home_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root))
+    yaml = write(root / "cfg/data.yaml", "train: ~/images/extra\nnc: 1\n")
+    assert stems(yaml) == ["c"]
+    assert stems(write(root / "cfg/data.yaml", "path: '~'\ntrain: images/*/c.png\nnc: 1\n")) == ["c"]
+
+
+def test_an_invalid_glob(root: Path) -> None:
+    with pytest.raises(DataError, match=r"no glob|no image in"):
+        open_dataset(write(root / "data.yaml", "train: images/a**b/*.png\nnc: 1\n"), split="train")
