@@ -66,7 +66,7 @@ def format_count(number: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """Format a duration for people: ``"0.35 s"``, ``"4:05"``, ``"2:04:05"``."""
-    if seconds < 60:
+    if seconds < 59.95:  # what would read "60 s" is a minute
         return f"{seconds:.3g} s"
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
