@@ -1,0 +1,1 @@
+"""The memory engine: estimate, plan, apply, measure."""
