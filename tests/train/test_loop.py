@@ -96,7 +96,7 @@ def test_checkpoints_are_plain_and_say_what_they_are(tmp_path: Path) -> None:
     assert last["model"] == {"name": "tiny", "num_classes": CLASSES}
     best = read_weights(ended.files["best"])
     assert best.names == ("a", "b")
-    assert_same(best.state_dict, {k: v for k, v in weights(trainer.state.average.network).items()})
+    assert_same(best.state_dict, weights(trainer.state.average.network))
     assert "train" not in torch.load(ended.files["best"], weights_only=True)
 
 
