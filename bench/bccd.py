@@ -9,7 +9,7 @@ run ends, and runs that are there already are not repeated, so that a long compa
 
 Accuracy twice: ``map`` is what each side says of its best epoch; ``judged_map`` scores the detections of each side's
 best checkpoint with the same evaluator against ground truth read straight from the XML files (COCO's protocol, 100
-detections an image).
+detections an image). Compare the judged figures: the sides do not compute their own ones alike.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ RECIPE = HERE.parent / "recipes" / "bccd_yolo11n.yaml"
 MODEL = "yolo11n"
 SIDES = ("ours", "peer")
 FIRST_CATEGORY = {"ours": 0, "peer": 1}  # which category id each side's predictions give to the first class
+RUN_ULLAGE = "import sys; from ullage.apps.cli.main import main; sys.exit(main())"  # what the command `ullage` runs
 FIGURES = ("map", "map50", "judged_map", "judged_map50", "train_seconds")
 
 Record = dict[str, Any]
@@ -125,7 +126,7 @@ def run_peer(key: Record, options: argparse.Namespace, python: Path, predictions
 
 def run_ours(key: Record, options: argparse.Namespace, predictions: Path) -> Record:
     """Train and judge with our command line; return what it reports."""
-    ullage = [sys.executable, "-m", "ullage.apps.cli.main"]
+    ullage = [sys.executable, "-c", RUN_ULLAGE]
     with tempfile.TemporaryDirectory(prefix="ours-bccd-") as folder:
         common = [f"data={options.data.resolve() / 'data.yaml'}", f"imgsz={key['imgsz']}", f"batch={key['batch']}",
                   "device=cpu", f"project={folder}", "plots=False"]  # fmt: skip
@@ -138,7 +139,10 @@ def run_ours(key: Record, options: argparse.Namespace, predictions: Path) -> Rec
                 threads=options.threads)  # fmt: skip
         (Path(folder) / "val" / "predictions.json").replace(predictions)
         environment = json.loads((Path(folder) / "train" / "environment.json").read_text(encoding="utf-8"))
-    program = ", ".join(f"{name} {environment[name]}" for name in ("ullage", "torch", "python") if name in environment)
+    if environment["threads"] != options.threads:
+        raise SystemExit(f"ours trained with {environment['threads']} threads instead of {options.threads}")
+    torch_version = environment["packages"]["torch"]
+    program = f"ullage {environment['ullage']}, torch {torch_version}, python {environment['python']}"
     return {
         "program": program,
         "trained_with_threads": [environment["threads"]],

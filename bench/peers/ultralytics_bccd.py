@@ -45,7 +45,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train, judge the best checkpoint, keep its detections."""
     import torch
-    from ultralytics import YOLO, __version__, settings
+    from ultralytics import YOLO, __version__, settings  # pyright: ignore[reportMissingImports]
 
     settings.update({"sync": False} | {name: False for name in TRACKERS if name in settings})
     data = write_yolo(options.data.resolve(), folder / "bccd")
