@@ -69,7 +69,10 @@ class BatchPool:
         self._workers = workers
         self._pin = pin
         self._sampler = _KeySampler()
+        # Only this object holds what keeps the processes alive, no frame of a generator, so that close ends them.
         self._loader: DataLoader[Parts | _Failure] | None = None
+        self._batches: Iterator[Parts | _Failure] | None = None
+        self._turn = 0
 
     def run(self, keys: Sequence[BatchKey]) -> Iterator[Parts]:
         """Make a batch of every key.
@@ -84,26 +87,39 @@ class BatchPool:
                 yield Parts(*(part.pin_memory() for part in parts)) if self._pin else parts
             return
         self._sampler.keys = list(keys)
-        batches = iter(self._started())
-        while True:
-            try:
-                result = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    f"a loader process died ({str(error).splitlines()[0]}); it probably ran out of memory: use fewer "
-                    f"workers than {self._workers}, or workers=0 to see the cause"
-                ) from error
-            if isinstance(result, _Failure):
-                raise result.error
-            yield result
+        self._batches = iter(self._started())
+        self._turn += 1
+        turn = self._turn
+        for _ in keys:
+            result = self._next(turn)
+            if isinstance(result, Parts):
+                yield result
+            else:
+                error = result.error
+                # The traceback will hold this frame: a name in it would keep the error, and so the processes, alive.
+                try:
+                    raise error
+                finally:
+                    del error, result
 
     def close(self) -> None:
         """End the processes; ``run`` would start them again."""
-        self._loader = None
+        self._batches = self._loader = None
+
+    def _next(self, turn: int) -> Parts | _Failure:
+        if self._batches is None or turn != self._turn:
+            raise RuntimeError("this pass over the data ended when the loader was closed or started anew")
+        try:
+            return next(self._batches)
+        except (RuntimeError, EOFError, OSError) as error:
+            # A process that dies while its batch is on the way breaks the connection instead.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"a loader process died ({cause}); it probably ran out of memory: use fewer workers than "
+                f"{self._workers}, or workers=0 to see the cause"
+            ) from error
 
     def _started(self) -> DataLoader[Parts | _Failure]:
         if self._loader is None:

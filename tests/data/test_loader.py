@@ -1,0 +1,370 @@
+"""Loaders: the same batches whatever the workers and the cache, from any batch on; errors in one line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections import namedtuple
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from painted_sets import make_set, write_set
+
+import ullage.data.pool as pool_module
+from ullage.config.augment import AugmentSettings
+from ullage.data.batch import Batch
+from ullage.data.decode import read_image
+from ullage.data.loader import EvalLoader, TrainLoader, default_workers
+from ullage.data.order import train_keys
+from ullage.data.pool import check_shared_memory
+from ullage.errors import ConfigError, DataError
+
+AUGMENT = AugmentSettings(mixup=0.3, copy_paste=0.5, close_mosaic=1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_forks(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This process .* is multi-threaded", category=DeprecationWarning)
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("images"))
+
+
+def train_loader(dataset, **changes) -> TrainLoader:
+    options = {"batch": 4, "imgsz": 96, "augment": AUGMENT, "seed": 7, "workers": 0} | changes
+    return TrainLoader(dataset, **options)
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.indices == b.indices
+        assert a.letterboxes == b.letterboxes
+        assert torch.equal(a.images_BCHW, b.images_BCHW)
+        assert torch.equal(a.targets.image_index_G, b.targets.image_index_G)
+        assert torch.equal(a.targets.class_ids_G, b.targets.class_ids_G)
+        assert torch.equal(a.targets.boxes_xyxy_px_G4, b.targets.boxes_xyxy_px_G4)
+
+
+def test_batches_are_what_the_network_expects(dataset):
+    loader = train_loader(dataset)
+    batches = list(loader.epoch(0, epochs=3))
+    assert len(loader) == len(batches) == 3
+    assert [len(batch.indices) for batch in batches] == [4, 4, 3]
+    assert sorted(i for batch in batches for i in batch.indices) == list(range(11))
+    for batch in batches:
+        count = len(batch.indices)
+        assert batch.images_BCHW.dtype == torch.uint8
+        assert batch.images_BCHW.shape == (count, 3, 96, 96)
+        assert batch.images_BCHW.is_contiguous(memory_format=torch.channels_last)
+        assert batch.targets.batch_size == count
+        assert batch.letterboxes == ()
+        boxes = batch.targets.boxes_xyxy_px_G4
+        assert boxes.dtype == torch.float32
+        assert batch.targets.class_ids_G.dtype == batch.targets.image_index_G.dtype == torch.int64
+        assert boxes.min() >= 0
+        assert boxes.max() <= 96
+        assert (boxes[:, 2:] - boxes[:, :2] > 2).all()
+        assert (batch.targets.image_index_G.diff() >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"cache": "ram"},
+        {"cache": "disk"},
+        {"rect": True, "augment": AugmentSettings(mosaic=0, copy_paste=0.3), "sizes": (64, 128)},
+    ],
+    ids=["plain", "ram", "disk", "rect-multiscale"],
+)
+def test_workers_and_cache_change_nothing(dataset, changes):
+    plain = train_loader(dataset, **(changes | {"cache": False}))
+    shared = train_loader(dataset, workers=2, **changes)
+    try:
+        for epoch in range(3):  # the last one without mosaic
+            assert_same(list(plain.epoch(epoch, epochs=3)), list(shared.epoch(epoch, epochs=3)))
+    finally:
+        shared.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_taken_up_again_goes_on_as_it_would_have(dataset, workers):
+    whole = list(train_loader(dataset).epoch(2, epochs=9))
+    resumed = train_loader(dataset, workers=workers)
+    try:
+        for start in (0, 1, 2, 3):
+            assert_same(whole[start:], list(resumed.epoch(2, epochs=9, start_batch=start)))
+    finally:
+        resumed.close()
+
+
+def test_an_epoch_may_be_left_early(dataset):
+    loader = train_loader(dataset, workers=2, batch=1)
+    try:
+        for batch in loader.epoch(0, epochs=9):
+            assert len(batch.indices) == 1
+            break
+        assert_same(list(train_loader(dataset, batch=1).epoch(1, epochs=9)), list(loader.epoch(1, epochs=9)))
+    finally:
+        loader.close()
+
+
+def test_epochs_and_seeds_differ(dataset):
+    order = lambda **changes: [b.indices for b in train_loader(dataset, **changes).epoch(0, epochs=9)]  # noqa: E731
+    other = [b.indices for b in train_loader(dataset).epoch(1, epochs=9)]
+    assert order() == order()
+    assert order() != order(seed=8)
+    assert order() != other
+
+
+def test_loading_leaves_global_random_state_alone(dataset):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        loader = train_loader(dataset, workers=workers)
+        list(loader.epoch(0, epochs=1))
+        loader.close()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_multi_scale_draws_each_batch_its_size(dataset):
+    loader = train_loader(dataset, batch=1, sizes=(64, 128))
+    sizes = [tuple(b.images_BCHW.shape[2:]) for epoch in range(6) for b in loader.epoch(epoch, epochs=9)]
+    assert {h for h, _ in sizes} == {64, 96, 128}
+    assert all(h == w for h, w in sizes)
+    again = [tuple(b.images_BCHW.shape[2:]) for b in loader.epoch(2, epochs=9, start_batch=4)]
+    assert again == sizes[26:33]
+
+
+def test_rect_pads_to_the_longest_side_only(dataset):
+    loader = train_loader(dataset, rect=True, augment=AugmentSettings(mosaic=0), batch=2, imgsz=160)
+    seen: list[int] = []
+    for batch in loader.epoch(0, epochs=1):
+        height, width = batch.images_BCHW.shape[2:]
+        sizes = np.array([dataset.size_hw(i) for i in batch.indices])
+        longest = (sizes * 160 / sizes.max(1, keepdims=True)).round().max(0)
+        assert (height, width) == tuple(int(-(-side // 32) * 32) for side in longest)
+        seen += batch.indices
+    assert sorted(seen) == list(range(11))
+    shapes = {tuple(b.images_BCHW.shape[2:]) for b in loader.epoch(0, epochs=1)}
+    assert any(h < w for h, w in shapes)
+    assert any(h > w for h, w in shapes)
+
+
+def test_rect_and_mosaic_contradict_each_other(dataset):
+    with pytest.raises(ConfigError, match=r"rect=True.*mosaic=1.*set mosaic=0"):
+        train_loader(dataset, rect=True)
+
+
+@pytest.mark.parametrize("changes", [{"imgsz": 100}, {"imgsz": 0}, {"sizes": (128, 64)}, {"batch": 0}])
+def test_impossible_settings_are_refused(dataset, changes):
+    with pytest.raises(ConfigError):
+        train_loader(dataset, **changes)
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(DataError, match="no image"):
+        train_loader(make_set([], []))
+    with pytest.raises(DataError, match="no image"):
+        EvalLoader(make_set([], []), imgsz=64, batch=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_image_and_a_batch_larger_than_the_set(tmp_path, workers):
+    dataset = write_set(tmp_path, count=1)
+    loader = train_loader(dataset, batch=64, workers=workers)
+    (batch,) = loader.epoch(0, epochs=3)
+    assert batch.images_BCHW.shape == (1, 3, 96, 96)
+    loader.close()
+    (batch,) = EvalLoader(dataset, imgsz=64, batch=64, workers=workers)
+    assert batch.indices == (0,)
+
+
+def test_images_without_boxes(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        assert cv2.imwrite(str(path), np.zeros((50, 60, 3), np.uint8))
+    dataset = make_set([(50, 60)] * 3, [[]] * 3, paths=paths)
+    (batch,) = train_loader(dataset).epoch(0, epochs=9)
+    assert len(batch.targets) == 0
+    assert batch.targets.boxes_xyxy_px_G4.shape == (0, 4)
+    (batch,) = EvalLoader(dataset, imgsz=64, batch=4, workers=0)
+    assert batch.targets.batch_size == 3
+    assert len(batch.targets) == 0
+
+
+@pytest.mark.parametrize("cache", [False, "ram"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_is_named_in_one_line(tmp_path, workers, cache):
+    dataset = write_set(tmp_path)
+    Path(dataset.paths[5]).write_bytes(Path(dataset.paths[5]).read_bytes()[:700])
+    loader = train_loader(dataset, workers=workers, cache=cache)
+    try:
+        with pytest.raises(DataError) as caught:
+            list(loader.epoch(0, epochs=9))
+        assert "005.jpg" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        # The loader outlives it: the other images can still be had.
+        if cache is False:
+            good = write_set(tmp_path)
+            assert_same(list(train_loader(good).epoch(1, epochs=9)), list(loader.epoch(1, epochs=9)))
+    finally:
+        loader.close()
+    assert not multiprocessing.active_children()  # even while the error, with its traceback, is still held
+
+
+def test_a_pass_that_was_overtaken_ends(dataset):
+    loader = train_loader(dataset, workers=1, batch=1)
+    first = loader.epoch(0, epochs=9)
+    next(first)
+    second = loader.epoch(1, epochs=9)
+    next(second)
+    with pytest.raises(RuntimeError, match="started anew"):
+        next(first)
+    loader.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(second)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_is_reported(dataset):
+    loader = train_loader(dataset, workers=1, batch=1)
+    batches = loader.epoch(0, epochs=9)
+    next(batches)
+    (worker,) = loader._pool._started()._iterator._workers  # pyright: ignore
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"a loader process died .*fewer workers"):
+        list(batches)
+    loader.close()
+
+
+def _work_as_a_worker() -> None:
+    pool_module._init_worker(0)
+    cv2.cvtColor(np.zeros((3000, 3000, 3), np.uint8), cv2.COLOR_RGB2HSV)
+    torch.from_numpy(np.zeros(3000, np.uint8)).float().sum()
+
+
+@pytest.mark.skipif(pool_module.start_method() != "fork", reason="processes are not forked here")
+def test_workers_start_after_threads_were_used():
+    """Forked processes inherit no threads: the pools of OpenCV and torch must not be waited for."""
+    cv2.cvtColor(np.zeros((3000, 3000, 3), np.uint8), cv2.COLOR_RGB2HSV)
+    torch.nn.functional.conv2d(torch.zeros(4, 8, 64, 64), torch.zeros(8, 8, 3, 3)).sum()
+    process = multiprocessing.get_context("fork").Process(target=_work_as_a_worker)
+    process.start()
+    process.join(timeout=30)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from pathlib import Path
+from painted_sets import write_set
+from ullage.config.augment import AugmentSettings
+from ullage.data.loader import TrainLoader
+loader = TrainLoader(write_set(Path({images!r})), batch=2, imgsz=64, augment=AugmentSettings(), workers=2)
+try:
+    for epoch in range(10_000):
+        for batch in loader.epoch(epoch, epochs=10_000):
+            print("batch", flush=True)
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="consoles deliver Ctrl-C differently there")
+def test_ctrl_c_ends_everything_quietly(tmp_path):
+    code = SCRIPT.format(folder=str(Path(__file__).parent), images=str(tmp_path / "images"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "batch\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert output.endswith("stopped\n")
+    assert errors == ""
+
+
+@pytest.mark.parametrize("rect", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_eval_batches_are_letterboxed(dataset, rect, workers):
+    loader = EvalLoader(dataset, imgsz=160, batch=2, rect=rect, workers=workers)
+    seen: list[int] = []
+    batches = list(loader)
+    assert_same(batches, list(loader))
+    loader.close()
+    assert len(batches) == len(loader) == 6
+    for batch in batches:
+        size_hw = tuple(batch.images_BCHW.shape[2:])
+        seen += batch.indices
+        assert batch.images_BCHW.is_contiguous(memory_format=torch.channels_last)
+        for place, (index, letterbox) in enumerate(zip(batch.indices, batch.letterboxes, strict=True)):
+            assert letterbox.size_hw == size_hw
+            assert letterbox.source_hw == dataset.size_hw(index)
+            assert max(letterbox.resized_hw) == 160
+            expected = letterbox.apply(read_image(dataset.paths[index]))
+            np.testing.assert_array_equal(batch.images_BCHW[place].permute(1, 2, 0).numpy(), expected)
+            labels = dataset.labels(index)
+            targets = batch.targets.images(place, place + 1)
+            back = letterbox.backward(targets.boxes_xyxy_px_G4.numpy())
+            np.testing.assert_allclose(back, labels.boxes_xyxy_px_G4[~labels.crowd_G], atol=1e-3)
+            np.testing.assert_array_equal(targets.class_ids_G, labels.class_ids_G[~labels.crowd_G])
+    assert sorted(seen) == list(range(11))
+    if rect:
+        sizes = [tuple(batch.images_BCHW.shape[2:]) for batch in batches]
+        assert sizes[0] == (64, 160)
+        assert sizes[-1][1] < 160
+        assert all(side % 32 == 0 for size in sizes for side in size)
+    else:
+        assert seen == list(range(11))
+
+
+def test_rect_order_depends_on_seed_and_epoch(dataset):
+    def batches(seed: int, epoch: int) -> list[tuple[int, ...]]:
+        keys = train_keys(
+            dataset, batch=2, imgsz=96, sizes=None, rect=True, seed=seed, epoch=epoch, epochs=9
+        )  # fmt: skip
+        return [key.indices for key in keys]
+
+    assert batches(0, 0) == batches(0, 0)
+    assert len({tuple(batches(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+def test_default_workers_follow_cores_and_device(monkeypatch):
+    for cores, cpu, cuda in ((1, 0, 1), (2, 0, 1), (4, 1, 3), (16, 2, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+        assert (default_workers("cpu"), default_workers("cuda")) == (cpu, cuda)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory folder to check")
+def test_shared_memory_too_small_for_the_workers(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(pool_module.shutil, "disk_usage", lambda _: usage(64_000_000, 0, 64_000_000))
+    assert check_shared_memory(8, batch_bytes=5_000_000, asked=False) == 4
+    assert check_shared_memory(8, batch_bytes=50_000_000, asked=False) == 0
+    assert check_shared_memory(4, batch_bytes=5_000_000, asked=True) == 4
+    with pytest.raises(ConfigError, match=r"workers=8 need .* 64.0 MB free; use workers=4"):
+        check_shared_memory(8, batch_bytes=5_000_000, asked=True)
+
+
+def test_tensors_are_pinned_only_for_cuda(dataset):
+    (batch,) = train_loader(dataset, batch=11, device_type="cuda").epoch(0, epochs=1)
+    assert batch.images_BCHW.is_pinned() == torch.cuda.is_available()
