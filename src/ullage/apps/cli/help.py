@@ -1,4 +1,4 @@
-"""What ``--help`` prints. Neither torch nor numpy nor rich is imported for it."""
+"""What ``--help`` prints of a verb. Neither torch nor numpy nor rich is imported for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from ullage._version import __version__
 from ullage.apps.cli.arguments import ACTIONS, VERBS, Call
 from ullage.config import VerbConfig
 from ullage.errors import ConfigError, nearest
@@ -23,22 +22,6 @@ _EXAMPLES = {
     "data convert": ("ullage data convert data=my_data.yaml to=coco out=my_data_coco",),
     "demo": ("ullage demo",),
 }
-
-
-def overview() -> str:
-    """Return the help of ``ullage`` itself."""
-    lines = [
-        f"ullage {__version__}: real-time object detectors, trained and run in the memory that people have",
-        "",
-        "  ullage VERB key=value ...      also: --key value, --key=value; a bare key means True; cfg=FILE reads a YAML",
-        "  ullage VERB --help             lists every key",
-        "",
-        *(f"  {verb:<9}{meaning}" for verb, meaning in VERBS.items()),
-        "",
-        "  Exit status: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted.",
-        "  ULLAGE_DEBUG=1 in the environment shows tracebacks.",
-    ]
-    return "\n".join(lines)
 
 
 def data_overview() -> str:

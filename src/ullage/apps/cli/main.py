@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from ullage._version import __version__
-from ullage.apps.cli.arguments import parse
+from ullage.apps.cli.arguments import Call, parse
+from ullage.apps.cli.overview import overview
 from ullage.apps.cli.watch import RunWatch
 from ullage.errors import ConfigError, UllageError
 
@@ -58,23 +59,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str], watch: RunWatch) -> None:
-    if not words or list(words) in (["help"], ["--help"], ["-h"]):
-        from ullage.apps.cli.help import overview
-
-        print(overview())
-        return
-    call = parse(words)
+    call = parse(words) if words else Call(wants="help")
     if call.wants == "version":
         print(f"ullage {__version__}")
-        return
-    if call.verb is None:
-        from ullage.apps.cli.help import overview
-
+    elif call.verb is None:
         print(overview())
-        return
-    from ullage.apps.cli.verbs import run_verb
+    else:
+        from ullage.apps.cli.verbs import run_verb  # brings in the settings
 
-    run_verb(call, watch)
+        run_verb(call, watch)
 
 
 def report_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
