@@ -26,6 +26,7 @@ from ullage.data.preview import save_labels_picture
 from ullage.data.source import open_dataset
 from ullage.errors import ConfigError, StorageError
 from ullage.losses.detection import DetectionLoss
+from ullage.memory import recompute_blocks
 from ullage.metrics.result import Metrics
 from ullage.nn.detector import Detector
 from ullage.train.events import Notice
@@ -164,6 +165,8 @@ class _Run:
         )
         if self.start.payload is not None:
             state.restore(self.start.payload)
+        if config.memory.gradient_checkpointing:
+            recompute_blocks(network.blocks().values())
         batches = self.batches
         if config.run.plots:
             plain_from = max(config.optim.epochs - config.augment.close_mosaic, 0)

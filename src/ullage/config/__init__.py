@@ -10,6 +10,7 @@ from ullage.config.data import DataSettings, EvalDataSettings, EvalLoaderSetting
 from ullage.config.device import DeviceSettings, EvalDeviceSettings, TrainDeviceSettings
 from ullage.config.evaluate import EvalSettings
 from ullage.config.loss import LossSettings
+from ullage.config.memory import MemorySettings
 from ullage.config.model import ModelSettings, TrainModelSettings
 from ullage.config.optimise import OptimSettings
 from ullage.config.predict import PredictSettings
@@ -28,6 +29,7 @@ __all__ = [
     "KeyHelp",
     "LoaderSettings",
     "LossSettings",
+    "MemorySettings",
     "ModelSettings",
     "OptimSettings",
     "PredictConfig",

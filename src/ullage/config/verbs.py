@@ -12,6 +12,7 @@ from ullage.config.data import DataSettings, EvalDataSettings, EvalLoaderSetting
 from ullage.config.device import DeviceSettings, EvalDeviceSettings, TrainDeviceSettings
 from ullage.config.evaluate import EvalSettings
 from ullage.config.loss import LossSettings
+from ullage.config.memory import MemorySettings
 from ullage.config.model import ModelSettings, TrainModelSettings
 from ullage.config.optimise import OptimSettings
 from ullage.config.predict import PredictSettings
@@ -30,6 +31,7 @@ class TrainConfig(VerbConfig):
     loss: LossSettings = Field(default_factory=LossSettings)
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
     device: TrainDeviceSettings = Field(default_factory=TrainDeviceSettings)
+    memory: MemorySettings = Field(default_factory=MemorySettings)
     folder: FolderSettings = Field(default_factory=FolderSettings)
     run: TrainRunSettings = Field(default_factory=TrainRunSettings)
 
