@@ -10,6 +10,4 @@ from ullage.config.base import Section
 class MemorySettings(Section):
     """Memory techniques."""
 
-    gradient_checkpointing: bool = Field(
-        False, description="keep block boundaries only, recompute the rest: less memory"
-    )
+    gradient_checkpointing: bool = Field(default=False, description="keep block boundaries only, recompute the rest")
