@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import cv2
@@ -202,3 +203,12 @@ def _init_worker(_: int) -> None:
     cv2.setNumThreads(0)
     # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that stops while it takes a tensor over leaves the thread that serves it with a broken connection.
+    sys.excepthook = _quiet_about_broken_connections
+
+
+def _quiet_about_broken_connections(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
