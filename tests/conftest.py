@@ -12,7 +12,7 @@ _SHARED = Path(os.environ.get("ULLAGE_SHARED", Path(__file__).resolve().parents[
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real data and parity fixtures, beside the checkout; tests that need it skip where it is absent."""
+    """The folder with real data and parity fixtures, beside the checkout; tests skip where it is absent."""
     if not (_SHARED / "data").is_dir():
         pytest.skip(f"needs the shared data folder at {_SHARED} (set ULLAGE_SHARED to point elsewhere)")
     return _SHARED

@@ -79,7 +79,9 @@ def fit(
         upscale: False never enlarges a small image.
         centre: Pad on both sides alike; False pads right and bottom only.
     """
-    ratio = min(size_hw[0] / source_hw[0], size_hw[1] / source_hw[1])
+    ratio, larger = sorted(limit / side for side, limit in zip(source_hw, size_hw, strict=True))
+    if all(round(side * larger) <= limit for side, limit in zip(source_hw, size_hw, strict=True)):
+        ratio = larger  # a side that only rounding brought down to its limit must not shrink the other one
     if not upscale:
         ratio = min(ratio, 1.0)
     resized_hw = tuple(min(max(round(side * ratio), 1), limit) for side, limit in zip(source_hw, size_hw, strict=True))
