@@ -111,7 +111,8 @@ class YOLO:
         return self._model.save(path)
 
     def _trained_on(self) -> str | None:
-        configuration = (self._model.metadata or {}).get("config")
+        meta = (self._model.metadata or {}).get("meta")
+        configuration = meta.get("config") if isinstance(meta, dict) else None
         return configuration.get("data") if isinstance(configuration, dict) else None
 
     def __repr__(self) -> str:

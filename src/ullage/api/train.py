@@ -85,12 +85,11 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
         KeyboardInterrupt: Asked to stop; ``weights/last.pt`` holds everything.
     """
     resuming = checkpoint_to_resume(config)
-    if resuming is None:
-        _named_data(config)  # before a folder is made
-    start = begin(config, model) if resuming is None else go_on(config, resuming)
-    config, device = start.config, choose_device(start.config.device.device)
-    data = _open_data(config)
+    start = None if resuming is None else go_on(config, resuming)
+    config = config if start is None else start.config
+    device, data = choose_device(config.device.device), _open_data(config)
     precision = choose_precision(device, config.device.amp)
+    start = begin(config, model) if start is None else start  # last: a wrong call leaves no empty folder behind
     _seed(config.run.seed)
 
     with repeatable_kernels(device, config.run.deterministic), contextlib.ExitStack() as stack:

@@ -10,8 +10,10 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TextIO
 
 from ullage._version import __version__
 from ullage.apps.cli.arguments import Call, parse
@@ -35,6 +37,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     if words is None:
         sys.excepthook = report_unexpected
+        warnings.showwarning = report_warning
         words = sys.argv[1:]
     watch = RunWatch()
     try:
@@ -84,6 +87,18 @@ def report_unexpected(kind: type[BaseException], error: BaseException, trace: Tr
     except OSError:
         where = "please report it; ULLAGE_DEBUG=1 shows the traceback"
     _say(f"this should not happen: {what}; {where}")
+
+
+def report_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line, without the source line that Python would quote."""
+    _say(f"warning: {' '.join(str(message).split())}")
 
 
 def _fail(error: Exception, status: int) -> int:

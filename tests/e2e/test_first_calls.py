@@ -1,0 +1,55 @@
+"""What a newcomer's first calls leave behind, right ones and wrong ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ullage import YOLO
+from ullage.errors import BackendUnavailable, DataError
+
+SMALL = {"imgsz": 64, "workers": 0, "plots": False, "verbose": False, "device": "cpu"}
+RUN_ULLAGE = "import sys; from ullage.apps.cli.main import main; sys.exit(main())"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_wrong_call_of_train_leaves_no_run_folder(here: Path) -> None:
+    model = YOLO("yolo11n")
+    with pytest.raises(DataError, match="no data set"):
+        model.train(data="nowhere.yaml", **SMALL)
+    with pytest.raises(BackendUnavailable):
+        model.train(data="demo", **{**SMALL, "device": "cuda:99"})
+    assert list(here.iterdir()) == []
+
+
+def test_trained_weights_know_the_data_set_that_they_come_from(here: Path) -> None:
+    model = YOLO("yolo11n")
+    result = model.train(data="demo", epochs=1, fraction=0.02, val=False, **SMALL)
+    assert model.val(fraction=0.1, **SMALL).image_count == 6
+    assert YOLO(result.last).val(fraction=0.1, **SMALL).image_count == 6
+    assert result.metrics is None
+
+
+def test_a_skipped_file_is_one_line_without_source_code(here: Path) -> None:
+    YOLO("yolo11n").save(here / "w.pt")
+    (here / "pictures").mkdir()
+    Image.new("RGB", (64, 64)).save(here / "pictures/good.png")
+    (here / "pictures/bad.jpg").write_bytes(b"no picture")
+    words = ["predict", "model=w.pt", "source=pictures", "imgsz=64", "device=cpu"]
+    run = subprocess.run(
+        [sys.executable, "-c", RUN_ULLAGE, *words], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0
+    lines = run.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("ullage: warning: skipped: ")
+    assert "bad.jpg" in lines[0]
