@@ -30,6 +30,7 @@ from ullage.memory import recompute_blocks
 from ullage.metrics.result import Metrics
 from ullage.nn.detector import Detector
 from ullage.train.events import Notice
+from ullage.train.host_allocator import reusing_host_memory
 from ullage.train.loop import Keeping, Limits, Trainer
 from ullage.train.optim import MovingAverage, freeze_blocks, make_optimiser
 from ullage.train.precision import Precision, choose_device, choose_precision
@@ -92,7 +93,11 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
     start = begin(config, model) if start is None else start  # last: a wrong call leaves no empty folder behind
     _seed(config.run.seed)
 
-    with repeatable_kernels(device, config.run.deterministic), contextlib.ExitStack() as stack:
+    with (
+        repeatable_kernels(device, config.run.deterministic),
+        reusing_host_memory(device),
+        contextlib.ExitStack() as stack,
+    ):
         run = _Run(start, data, device, precision, stack)
         trainer = run.trainer(listeners)
         if start.payload is None:
