@@ -174,12 +174,12 @@ class Trainer:
         )  # fmt: skip
         epoch = position.epoch
         position.begin_epoch(epoch + 1)
-        self.save_last()
         if is_best:
             self.keeping.write(self.keeping.best, self.state.payload(resumable=False))
         if self.keeping.every_epochs > 0 and (epoch + 1) % self.keeping.every_epochs == 0:
             self.keeping.write(self.keeping.folder / f"epoch{epoch + 1}.pt", self.state.payload(resumable=False))
         self.tell(event)
+        self.save_last()  # at last: a kill before it repeats the epoch, one after it finds nothing missing
         if self.limits.seconds is not None and position.seconds >= self.limits.seconds:
             return "the time is up"
         waited = epoch - position.best_epoch

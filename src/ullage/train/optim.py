@@ -72,6 +72,17 @@ def make_optimiser(network: nn.Module, choice: OptimChoice, weight_decay: float)
     return torch.optim.SGD(groups, lr=choice.lr0, momentum=choice.momentum, nesterov=True, fused=True)
 
 
+def adopt_layouts(optimiser: torch.optim.Optimizer) -> None:
+    """Give the moments the memory layout of their weights, which files do not keep.
+
+    Fused steps walk through weights, gradients and moments side by side in memory, whatever the strides say.
+    """
+    for parameter, moments in optimiser.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+
+
 def set_rates(optimiser: torch.optim.Optimizer, lr: float, bias_lr: float, momentum: float) -> None:
     """Set learning rates and momentum for the next step."""
     for index, group in enumerate(optimiser.param_groups):

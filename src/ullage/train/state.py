@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ullage.errors import WeightsError
-from ullage.train.optim import MovingAverage
+from ullage.train.optim import MovingAverage, adopt_layouts
 
 SCHEMA = 1
 
@@ -97,6 +97,7 @@ class TrainState:
             self.network.load_state_dict(payload["weights"])
             self.average.network.load_state_dict(payload["ema"])
             self.optimiser.load_state_dict(train["optimiser"])
+            adopt_layouts(self.optimiser)
             self.scaler.load_state_dict(train["scaler"])
             self.average.steps = train["average_steps"]
             self.position = Position(**train["position"])
