@@ -30,6 +30,7 @@ from ullage.data.batch import Batch
 from ullage.geometry.boxes import cxcywh_to_xyxy
 from ullage.geometry.targets import Targets
 from ullage.losses.detection import DetectionLoss
+from ullage.train.host_allocator import reusing_host_memory
 from ullage.train.loop import Keeping, Limits, Trainer
 from ullage.train.optim import MovingAverage, make_optimiser, set_training_mode
 from ullage.train.precision import Precision, choose_precision
@@ -177,14 +178,17 @@ class PeerStep:
 def measure(model: str, precision: Precision, options: argparse.Namespace, python: Path) -> Times:
     """Time both sides in turn."""
     ours = OurStep(model, imgsz=options.imgsz, batch=options.batch, precision=precision)
-    with PeerStep(
-        python,
-        PEER_MODEL[model],
-        imgsz=options.imgsz,
-        batch=options.batch,
-        dtype=options.peer_dtype,
-        threads=options.threads,
-    ) as peer:
+    with (
+        reusing_host_memory(torch.device("cpu")),  # as ``ullage train`` does
+        PeerStep(
+            python,
+            PEER_MODEL[model],
+            imgsz=options.imgsz,
+            batch=options.batch,
+            dtype=options.peer_dtype,
+            threads=options.threads,
+        ) as peer,
+    ):
         if peer.facts["batch"] != ours.fingerprint or peer.facts["threads"] != torch.get_num_threads():
             raise SystemExit(f"the sides do not compute the same: {peer.facts}, ours {ours.fingerprint}")
         times = Times([], [])
