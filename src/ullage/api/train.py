@@ -18,7 +18,7 @@ from ullage.api.models import LoadedModel, from_weights
 from ullage.api.pictures import EvalPictures, PicturedBatches
 from ullage.api.start import Start, begin, checkpoint_to_resume, go_on
 from ullage.api.val import eval_predictor, save_figures
-from ullage.config import EvalSettings, TrainConfig
+from ullage.config import EvalSettings, OptimSettings, TrainConfig
 from ullage.config.data import STRIDE
 from ullage.data.index import DetectionSet
 from ullage.data.loader import EvalLoader, TrainLoader
@@ -124,7 +124,7 @@ class _Run:
         self.notices: list[str] = []
         settings = self.config.data
         sizes = train_sizes(settings.imgsz, settings.multi_scale)
-        self.imgsz = sizes[1] if sizes else int(settings.imgsz)  # pyright: ignore[reportArgumentType]
+        self.imgsz = settings.imgsz if isinstance(settings.imgsz, int) else settings.imgsz[1]
         self.batches = TrainLoader(
             data.train,
             batch=settings.batch,
@@ -231,6 +231,10 @@ class _Run:
             texts.append(
                 f"{problems} problems in the data; 'ullage data check data={self.config.data.data}' lists them"
             )
+        if unused := unused_by_auto(self.config.optim):
+            texts.append(
+                f"optimizer=auto sets its own lr0 and momentum, {unused} is not used: name an optimizer to keep it"
+            )
         for text in [*texts, *self.notices]:
             trainer.tell(Notice(text))
 
@@ -275,6 +279,16 @@ class _Run:
         write_text(self.folder / "environment.json", describe_environment(self.device))
         if self.config.run.plots:
             save_labels_picture(self.data.train, path=self.folder / "labels.png")
+
+
+def unused_by_auto(settings: OptimSettings) -> str:
+    """Name what was set although ``optimizer="auto"`` decides it; empty when nothing was."""
+    if settings.optimizer != "auto":
+        return ""
+    fields = {key: OptimSettings.model_fields[key].default for key in ("lr0", "momentum")}
+    return " and ".join(
+        f"{key}={getattr(settings, key):g}" for key, default in fields.items() if getattr(settings, key) != default
+    )
 
 
 def train_sizes(imgsz: int | tuple[int, int], multi_scale: bool) -> tuple[int, int] | None:
