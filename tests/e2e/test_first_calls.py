@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_multi_scale_is_judged_at_the_size_that_was_asked_for(here: Path, monkey
             judged_at.append(imgsz)
             super().__init__(dataset, imgsz=imgsz, **options)
 
-    monkeypatch.setattr("ullage.api.train.EvalLoader", Recorder)
+    monkeypatch.setattr(import_module("ullage.api.train"), "EvalLoader", Recorder)  # the name is also a function
     few = {"data": "demo", "epochs": 1, "fraction": 0.02, "batch": 4}
     YOLO("yolo11n").train(multi_scale=True, **few, **SMALL)
     YOLO("yolo11n").train(**few, **{**SMALL, "imgsz": (64, 96)})
