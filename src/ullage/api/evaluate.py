@@ -71,11 +71,7 @@ def evaluate(
     Raises:
         DataError: The network knows other classes than the data set.
     """
-    if len(predictor.names) != len(dataset.names):
-        raise DataError(
-            f"the model tells {len(predictor.names)} classes apart, the data set has {len(dataset.names)} "
-            f"({', '.join(dataset.names[:5])}{' ...' if len(dataset.names) > 5 else ''}); train on it first"
-        )
+    check_classes(len(predictor.names), dataset)
     evaluator = DetectionEvaluator(names=dataset.names, max_det=settings.max_det)
     clock, sums = _Clock(), None
     with ExitStack() as stack:
@@ -110,6 +106,15 @@ def evaluate(
         stage: clock.seconds.get(stage, 0.0) * 1000 / images for stage in ("preprocess", "inference", "postprocess")
     }
     return Evaluation(evaluator.compute(speed=speed), _means(loss, sums))
+
+
+def check_classes(count: int, dataset: DetectionSet) -> None:
+    """Refuse a model that tells another number of classes apart than the data set has."""
+    if count != len(dataset.names):
+        raise DataError(
+            f"the model tells {count} classes apart, the data set has {len(dataset.names)} "
+            f"({', '.join(dataset.names[:5])}{' ...' if len(dataset.names) > 5 else ''}); train on it first"
+        )
 
 
 def _means(loss: DetectionLoss | None, sums: LossSum | None) -> dict[str, float]:

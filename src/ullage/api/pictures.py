@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ullage.data.batch import Batch
 from ullage.data.loader import TrainLoader
-from ullage.data.preview import save_train_batch
+from ullage.data.preview import save_train_batch, sheet_cell
 from ullage.geometry.detections import Detections
 from ullage.geometry.drawing import draw_boxes, tile_images
 from ullage.runtime.image_file import write_image
@@ -70,5 +70,6 @@ class EvalPictures:
                     scores=found[place].scores_D[keep].numpy(),
                 )
             )
-        write_image(self.folder / f"val_batch{number}_labels.jpg", tile_images(labels))
-        write_image(self.folder / f"val_batch{number}_pred.jpg", tile_images(predictions))
+        size_hw = sheet_cell(batch)
+        write_image(self.folder / f"val_batch{number}_labels.jpg", tile_images(labels, size=size_hw))
+        write_image(self.folder / f"val_batch{number}_pred.jpg", tile_images(predictions, size=size_hw))

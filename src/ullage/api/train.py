@@ -104,6 +104,8 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
             run.write_descriptions()
         try:
             trainer.fit()
+        except BrokenPipeError:
+            raise  # the console's reader has gone; that is not the folder's fault
         except OSError as error:
             raise StorageError(f"writing to '{start.folder}' failed: {error.strerror or error}") from None
         metrics = run.judge_best() if data.val is not None else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ullage.api.evaluate import evaluate
+from ullage.api.evaluate import check_classes, evaluate
 from ullage.api.folders import make_run_folder, write_text
 from ullage.api.models import LoadedModel, load_model
 from ullage.api.pictures import EvalPictures
@@ -50,6 +52,8 @@ def val(config: ValConfig, *, model: LoadedModel | None = None) -> Metrics:
     )
     if model.source is None:
         model, _ = model.with_classes(dataset.names)
+    check_classes(model.network.num_classes, dataset)  # before a folder is made
+    _compare_names(model.names, dataset.names)
     folder = None
     if config.eval.plots or config.eval.save_json:
         folder = make_run_folder(config.folder, verb="val")
@@ -77,6 +81,19 @@ def val(config: ValConfig, *, model: LoadedModel | None = None) -> Metrics:
     if folder and config.eval.plots:
         save_figures(metrics, folder)
     return metrics
+
+
+def _compare_names(of_model: Sequence[str], of_data: Sequence[str]) -> None:
+    """Warn of classes that are as many but called differently: boxes are compared by number."""
+    if all(name == f"class{index}" for index, name in enumerate(of_model)):
+        return  # the weights do not say
+    for index, (mine, theirs) in enumerate(zip(of_model, of_data, strict=True)):
+        if mine.casefold() != theirs.casefold():
+            warnings.warn(
+                f"class {index} is '{mine}' to the model, '{theirs}' in the data set; classes are compared by number",
+                stacklevel=3,
+            )
+            return
 
 
 def eval_predictor(network: Detector, dataset: DetectionSet, device: torch.device, *, half: bool) -> TorchPredictor:

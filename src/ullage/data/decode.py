@@ -116,15 +116,29 @@ def _decode_fast(data: bytes, at_least_hw: tuple[int, int] | None) -> Array | No
 
 
 def _plain_png(data: bytes) -> bool:
-    """Tell whether a PNG has 8 bits, grey or RGB, no transparency, no orientation, and its end."""
+    """Tell whether a PNG has 8 bits, grey or RGB, no transparency, no orientation, and is whole."""
     return (
         len(data) > 26
         and data[24] == 8
         and data[25] in (0, 2)
-        and b"IEND" in data[-64:]
         and b"tRNS" not in data[:4096]
         and b"eXIf" not in data
+        and _png_is_whole(data)
     )
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Tell whether all chunks have the checksums that they state; OpenCV would complain on stderr, past the caller."""
+    place, view = len(_PNG), memoryview(data)
+    while place + 12 <= len(data):
+        length = int.from_bytes(view[place : place + 4], "big")
+        end = place + 8 + length
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            return False
+        if view[place + 4 : place + 8] == b"IEND":
+            return True
+        place = end + 4
+    return False
 
 
 def _reduced_flags(data: bytes, at_least_hw: tuple[int, int]) -> int:

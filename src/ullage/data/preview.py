@@ -42,10 +42,14 @@ def draw_batch(batch: Batch, *, names: Sequence[str], max_images: int = MAX_IMAG
                 names=names,
             )
         )
-    longest = max(batch.images_BCHW.shape[2:])
-    scale = min(_CELL_PX, max(longest, _CELL_PX // 2)) / longest
-    size_hw = (round(batch.images_BCHW.shape[2] * scale), round(batch.images_BCHW.shape[3] * scale))
-    return tile_images(pictures, size=size_hw)
+    return tile_images(pictures, size=sheet_cell(batch))
+
+
+def sheet_cell(batch: Batch) -> tuple[int, int]:
+    """Return the (h, w) that an image of the batch takes on a sheet: its own shape, neither tiny nor huge."""
+    height, width = batch.images_BCHW.shape[2:]
+    scale = min(_CELL_PX, max(height, width, _CELL_PX // 2)) / max(height, width)
+    return round(height * scale), round(width * scale)
 
 
 def save_train_batch(batch: Batch, *, path: str | Path, names: Sequence[str], max_images: int = MAX_IMAGES) -> None:

@@ -58,7 +58,8 @@ class SourceSpec:
         """
         if split not in self.split_names():
             have = ", ".join(self.split_names())
-            raise DataError(f"data set '{self.origin}' has no split '{split}'; it has: {have}.{nearest(split, SPLITS)}")
+            hint = nearest(split, self.split_names()) or (" Train without one by val=False." if split == "val" else "")
+            raise DataError(f"data set '{self.origin}' has no split '{split}'; it has: {have}.{hint}")
 
     def entries(self, split: Split) -> tuple[str, ...]:
         """Return the entries to read for one split."""

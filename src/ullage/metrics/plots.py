@@ -201,7 +201,7 @@ def _label_axes(axes: Axes, labels: _Labels, count: int) -> None:
     step = 1 if count <= _TICKS_WITH_NAMES else -(-count // _TICKS_WITH_NAMES)
     ticks = list(range(0, count, step))
     names = [labels.texts[tick] for tick in ticks]
-    upright = sum(len(name) for name in names) > 60 or max(len(name) for name in names) > 11
+    upright = len(names) * max(len(name) for name in names) > 66  # the longest must fit between two ticks
     axes.set_xticks(ticks, names, rotation=90 if upright else 0, fontsize=size, family=list(labels.fonts))
     axes.set_yticks(ticks, names, fontsize=size, family=list(labels.fonts))
     axes.set_xlabel("True", fontsize=max(size, 10) * 1.15)

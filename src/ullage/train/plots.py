@@ -75,6 +75,8 @@ def _draw_panel(
     axes.set_xlim(first - margin, last + margin)
     if best is not None:
         axes.axvline(best, color=_GREY, linewidth=0.8, linestyle=":")
+    if all(name.startswith("metrics/") for name, _, _ in curves):
+        axes.set_ylim(0, max(axes.get_ylim()[1], 0.1))  # shares: a run that found nothing shows a flat zero
     axes.set_title(title, fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     axes.tick_params(labelsize=8)

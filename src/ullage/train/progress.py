@@ -28,7 +28,7 @@ class ConsoleProgress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = Console(highlight=False, soft_wrap=True) if console is None else console
+        self.console = _PipedConsole(highlight=False, soft_wrap=True) if console is None else console
         self.is_live = self.console.is_terminal and not self.console.is_jupyter and not self.console.is_dumb_terminal
         self._live: Live | None = None
         self._run = RunStarted(epochs=1, first_epoch=0, batches=1, loss_names=())
@@ -149,6 +149,14 @@ class ConsoleProgress:
 
     def _print(self, text: str, *, style: str = "") -> None:
         self.console.print(Text(text, style=style if self.is_live else ""), soft_wrap=True)
+
+
+class _PipedConsole(Console):
+    """A console that says when its reader has gone; rich's own would end the process without a word."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error that is being handled go on."""
+        raise
 
 
 class _Clock:

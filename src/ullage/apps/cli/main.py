@@ -42,7 +42,8 @@ def main(words: Sequence[str] | None = None) -> int:
     watch = RunWatch()
     try:
         _run(words, watch)
-        sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
+        if sys.stdout is not None:  # started with its output closed
+            sys.stdout.flush()  # a closed pipe shows here, not at the interpreter's end
     except ConfigError as error:
         return _fail(error, WRONG_CALL)
     except UllageError as error:
@@ -52,12 +53,14 @@ def main(words: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # the reader has gone (| head); keep the interpreter from flushing into the closed pipe once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        return _fail(error, FAILED)
+        place = f"'{error.filename}'" if error.filename else "the output"
+        return _fail(OSError(f"cannot read or write {place}: {error.strerror or error}"), FAILED)
     return 0
 
 
