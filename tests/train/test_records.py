@@ -122,6 +122,16 @@ def test_every_event_is_one_line_of_json_on_the_disk_at_once(tmp_path: Path) -> 
     assert all(line["unix_time"] > 1.6e9 for line in read)
 
 
+def test_steps_in_quick_succession_do_not_fill_the_disk(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    for batch in range(1000):
+        log(StepDone(0, batch, {"box": 1.0}, 7, (320, 320), 12.5, 10**9, 1e-3))
+    log(Notice("an event of another kind is never left out"))
+    lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 100
+    assert "never left out" in lines[-1]
+
+
 def test_the_log_goes_on_behind_half_a_line(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text('{"event":"Notice"}\n{"event":"Ste', encoding="utf-8")

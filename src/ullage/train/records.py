@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ullage.errors import DataError, StorageError
-from ullage.train.events import EpochDone, RunEnded
+from ullage.train.events import EpochDone, RunEnded, StepDone
 from ullage.train.plots import draw_results
 from ullage.train.protocols import Listener
 
+STEP_SECONDS = 1.0
 REDRAW_SECONDS = 300.0  # a long run has a fresh results.png while it lasts
 Row = dict[str, float]
 
@@ -89,10 +90,11 @@ class ResultsTable:
 
 
 class EventLog:
-    """``events.jsonl``: every event as one line, on the disk before training goes on."""
+    """``events.jsonl``: every event as one line, on the disk before training goes on; of steps, at most one a second."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._step_at = -STEP_SECONDS
         with _storage(path), path.open("a+b") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
@@ -101,6 +103,11 @@ class EventLog:
 
     def __call__(self, event: Any) -> None:
         """Write one line."""
+        if isinstance(event, StepDone):
+            now = time.monotonic()
+            if now - self._step_at < STEP_SECONDS:
+                return
+            self._step_at = now
         line = {"event": type(event).__name__, "unix_time": round(time.time(), 3), **_plain(asdict(event))}
         with _storage(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n")
