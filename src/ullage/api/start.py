@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ullage.api.folders import DEFAULT_PROJECT, make_run_folder
-from ullage.api.models import LoadedModel, from_weights, load_model
+from ullage.api.models import WEIGHT_SUFFIXES, LoadedModel, from_weights, load_model
 from ullage.config import TrainConfig
 from ullage.errors import ConfigError, StorageError, TrainingError, WeightsError
 from ullage.zoo.checkpoint_file import read_checkpoint
@@ -40,7 +40,25 @@ def begin(config: TrainConfig, model: LoadedModel | None) -> Start:
             model = load_model(model.model_name, seed=config.run.seed)
     folder = make_run_folder(config.folder, verb="train")
     make_weights_folder(folder)
-    return Start(config, model, folder, None)
+    return Start(_anchored(config), model, folder, None)
+
+
+def _anchored(config: TrainConfig) -> TrainConfig:
+    """Name data and weights files by their whole paths, so that the run can be repeated and resumed from any folder."""
+    data, model = config.data.data, config.model
+    whole_data = data if data is None or data == "demo" else _whole(data)
+    weights = {key: _whole(text) for key, text in model if str(text).lower().endswith(WEIGHT_SUFFIXES)}
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"data": whole_data}),
+            "model": model.model_copy(update=weights),
+        }
+    )
+
+
+def _whole(text: str) -> str:
+    path = Path(text).expanduser()
+    return str(path.absolute()) if path.exists() else text
 
 
 def _with_weights_of(model: LoadedModel, other: LoadedModel) -> LoadedModel:
@@ -78,7 +96,7 @@ def go_on(config: TrainConfig, file: Path) -> Start:
     payload = read_checkpoint(file)
     if not payload.get("train"):
         raise WeightsError(f"'{file}' holds weights only and cannot be resumed; resume from weights/last.pt")
-    given = {key: value for key, value in config.flat().items() if key in _explicit(config)}
+    given = {key: value for key, value in _anchored(config).flat().items() if key in _explicit(config)}
     refused = sorted(set(given) - RESUMABLE_WITH)
     kept = TrainConfig.load(payload["meta"]["config"])
     changed = [key for key in refused if given[key] != kept.flat()[key]]
