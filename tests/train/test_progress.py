@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_columns_stand_under_their_titles() -> None:
         ("Images/s", "44.0"),
     ):
         assert lines[1].index(title) + len(title) == lines[2].index(value) + len(value)
+
+
+def test_small_losses_stay_apart() -> None:
+    output = io.StringIO()
+    show = ConsoleProgress(Console(file=output, width=120, force_terminal=False))
+    show(RunStarted(1, 0, 1, ("box", "cls", "dfl")))
+    row = show._row(replace(step(0, 1), losses={"box": 0.07479, "cls": 0.3466, "dfl": 0.002598}))
+    assert row.split()[3:6] == ["0.075", "0.3466", "0.003"]
 
 
 def test_a_long_epoch_speaks_up_in_a_log_at_most_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,8 @@ class ConsoleProgress:
         epoch = f"{event.epoch + 1}" if limited else f"{event.epoch + 1}/{self._run.epochs}"
         height, width = event.size_hw
         size = f"{width}" if height == width else f"{height}x{width}"
-        parts = "".join(f"{value:>7.4g}" for value in (losses or event.losses).values())
+        # four digits of a loss below .1 would fill its column
+        parts = "".join(f"{v:>7.4g}" if v >= 0.1 else f"{v:>7.3f}" for v in (losses or event.losses).values())
         used = format_bytes(event.memory_bytes if memory is None else memory)
         rate = event.images_per_second if speed is None else speed
         return f"{epoch:>8}{used:>8}{parts}{event.boxes:>10,}{size:>8}{rate:>9.1f}"
