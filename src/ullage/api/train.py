@@ -89,6 +89,7 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
     start = None if resuming is None else go_on(config, resuming)
     config = config if start is None else start.config
     device, data = choose_device(config.device.device), _open_data(config)
+    _check_smallest_batch(config, len(data.train))
     precision = choose_precision(device, config.device.amp)
     start = begin(config, model) if start is None else start  # last: a wrong call leaves no empty folder behind
     _seed(config.run.seed)
@@ -301,6 +302,19 @@ def train_sizes(imgsz: int | tuple[int, int], multi_scale: bool) -> tuple[int, i
         return None
     low, high = (max(round(imgsz * part / STRIDE), 1) * STRIDE for part in (0.5, 1.5))
     return low, high
+
+
+def _check_smallest_batch(config: TrainConfig, images: int) -> None:
+    """Refuse a batch that leaves BatchNorm a single value per channel: one image whose coarsest map is one cell."""
+    settings = config.data
+    sizes = train_sizes(settings.imgsz, settings.multi_scale)
+    least = sizes[0] if sizes else settings.imgsz
+    smallest = images % settings.batch or min(settings.batch, images)
+    if least == STRIDE and smallest == 1:
+        raise ConfigError(
+            f"imgsz={settings.imgsz} and batch={settings.batch} make a batch of one image of {STRIDE}x{STRIDE} pixels "
+            f"out of {images} images, too little to train on; use sizes of at least {2 * STRIDE}, or another batch"
+        )
 
 
 def _named_data(config: TrainConfig) -> str:
