@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 from fnmatch import fnmatch
@@ -12,6 +13,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from pages import PAGES, ROOT, Block, anchors, blocks, links, page_id, prose, spans, table_after
+from PIL import Image
 
 import ullage.config as config
 from ullage import api
@@ -190,6 +192,13 @@ def test_a_run_leaves_the_files_that_are_listed(
     left = [path.relative_to(result.run_dir).as_posix() for path in result.run_dir.rglob("*") if path.is_file()]
     assert [name for name in left if not any(fnmatch(name, pattern) for pattern in patterns)] == []
     assert [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in left)] == []
+
+
+def test_the_picture_of_the_readme_is_made_from_a_run(template: Path, tmp_path: Path) -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "make_docs_images"))
+    picture = made["make_demo_picture"](template / "runs/detect/train", tmp_path / "demo.jpg")
+    with Image.open(picture) as fresh, Image.open(DOCS / "images" / "demo.jpg") as shown:
+        assert fresh.size == shown.size
 
 
 def test_settings_that_a_resumed_run_may_change_are_listed() -> None:
