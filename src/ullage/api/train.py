@@ -24,7 +24,7 @@ from ullage.data.index import DetectionSet
 from ullage.data.loader import EvalLoader, TrainLoader
 from ullage.data.preview import save_labels_picture
 from ullage.data.source import open_dataset
-from ullage.errors import ConfigError, StorageError
+from ullage.errors import ConfigError, DataError, StorageError
 from ullage.losses.detection import DetectionLoss
 from ullage.memory import recompute_blocks
 from ullage.metrics.result import Metrics
@@ -90,6 +90,8 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
     config = config if start is None else start.config
     device, data = choose_device(config.device.device), _open_data(config)
     _check_smallest_batch(config, len(data.train))
+    if start is not None:
+        _check_same_classes(start.model.names, data.train.names)
     precision = choose_precision(device, config.device.amp)
     start = begin(config, model) if start is None else start  # last: a wrong call leaves no empty folder behind
     _seed(config.run.seed)
@@ -302,6 +304,14 @@ def train_sizes(imgsz: int | tuple[int, int], multi_scale: bool) -> tuple[int, i
         return None
     low, high = (max(round(imgsz * part / STRIDE), 1) * STRIDE for part in (0.5, 1.5))
     return low, high
+
+
+def _check_same_classes(before: Sequence[str], now: Sequence[str]) -> None:
+    if tuple(before) != tuple(now):
+        raise DataError(
+            f"the data set's classes have changed since the run began: {', '.join(before[:8])} then, "
+            f"{', '.join(now[:8])} now; restore them, or begin a new run"
+        )
 
 
 def _check_smallest_batch(config: TrainConfig, images: int) -> None:
