@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples everywhere, and no time limits: ULLAGE_FUZZ=1 searches for new ones.
+settings.register_profile("ullage", deadline=None, derandomize="ULLAGE_FUZZ" not in os.environ)
+settings.load_profile("ullage")
 
 _SHARED = Path(os.environ.get("ULLAGE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -185,7 +185,7 @@ main({line.split()!r})
 print([name for name in ("torch", "numpy", "rich", "cv2", "matplotlib", "PIL") if name in sys.modules])
 print("pydantic" in sys.modules)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     heavy, pydantic = run.stdout.splitlines()[-2:]
     assert heavy == "[]"
     assert pydantic == str(line != "--help")

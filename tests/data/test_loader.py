@@ -264,7 +264,7 @@ def test_workers_start_after_threads_were_used():
     torch.nn.functional.conv2d(torch.zeros(4, 8, 64, 64), torch.zeros(8, 8, 3, 3)).sum()
     process = multiprocessing.get_context("fork").Process(target=_work_as_a_worker)
     process.start()
-    process.join(timeout=30)
+    process.join(timeout=120)
     if process.exitcode is None:
         process.kill()
     assert process.exitcode == 0
@@ -297,7 +297,7 @@ def test_ctrl_c_ends_everything_quietly(tmp_path):
     assert process.stdout is not None
     assert process.stdout.readline() == "batch\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=240)
     assert process.returncode == 0
     assert output.endswith("stopped\n")
     assert errors == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -80,6 +82,12 @@ def test_the_order_of_detections_changes_nothing_but_ties(images, chance):
     assert _everything(judge(shuffled).compute()) == _everything(judge(images).compute())
 
 
+def _but_short_lists(metrics):
+    """AR 1 and AR 10 look at the best 1 and 10 detections of an image, swallowed ones included, as COCO does."""
+    found = json.loads(_everything(metrics))
+    return {**found, "coco": {key: value for key, value in found["coco"].items() if key not in ("ar_1", "ar_10")}}
+
+
 @QUICK
 @given(IMAGES, st.lists(st.tuples(boxes(250, 300), st.sampled_from([0.2, 0.6, 0.95])), max_size=20))
 def test_a_crowd_region_swallows_extra_detections(images, extra):
@@ -88,7 +96,7 @@ def test_a_crowd_region_swallows_extra_detections(images, extra):
     swallowed = [(0, *box, score) for box, score in extra]
     before = judge(images).compute()
     after = judge([(images[0][0], [*images[0][1], *swallowed]), *images[1:]]).compute()
-    assert _everything(after) == _everything(before)
+    assert _but_short_lists(after) == _but_short_lists(before)
 
 
 @QUICK

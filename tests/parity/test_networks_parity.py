@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fill
 import numpy as np
+import parity_fill as fill
 import pytest
 import torch
 
