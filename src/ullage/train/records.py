@@ -90,7 +90,7 @@ class ResultsTable:
 
 
 class EventLog:
-    """``events.jsonl``: every event as one line, on the disk before training goes on; of steps, at most one a second."""
+    """``events.jsonl``: one line an event, on the disk before training goes on; of steps, at most one a second."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
