@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,17 +59,24 @@ def quick(data: str | Path, **changes: Any) -> dict[str, Any]:
     return {**QUICK, "data": data, **changes}
 
 
-def start_apart(call: list[str], *, folder: Path, before: Callable[[], None] | None = None, log: str = "call") -> Apart:
+def start_apart(
+    call: list[str], *, folder: Path, before: Callable[[], None] | None = None, stdout: str | None = None
+) -> Apart:
     """Start the program in a process of its own, forked from one that has imported everything."""
-    streams = folder / f"{log}.out", folder / f"{log}.err"
-    process = _FORKS.Process(target=_in_child, args=(call, folder, streams, before), daemon=True)
+    logs = Path(tempfile.mkdtemp(prefix="ullage-e2e-"))
+    streams = Path(stdout or logs / "out"), logs / "err"
+    process = _FORKS.Process(
+        target=_in_child, args=(call, folder, streams, before)
+    )  # not a daemon: those may not have loader processes
     process.start()
     return Apart(process, *streams)
 
 
-def run_apart(call: list[str], *, folder: Path, before: Callable[[], None] | None = None) -> Outcome:
+def run_apart(
+    call: list[str], *, folder: Path, before: Callable[[], None] | None = None, stdout: str | None = None
+) -> Outcome:
     """Run the program in a process of its own, to its end."""
-    return start_apart(call, folder=folder, before=before).wait()
+    return start_apart(call, folder=folder, before=before, stdout=stdout).wait()
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,13 @@ class Apart:
     def wait(self) -> Outcome:
         """Wait for the end; what a signal ended has its negative number as status."""
         self.process.join(timeout=240)
-        assert self.process.exitcode is not None, "the program hangs"
-        return Outcome(self.process.exitcode, self.out.read_text(), self.err.read_text())
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"the program hangs: {self.err.read_text()[-500:]}")
+        out = self.out.read_text() if self.out.is_file() else ""
+        err = self.err.read_text()
+        shutil.rmtree(self.err.parent)
+        return Outcome(self.process.exitcode, out, err)
 
 
 _FORKS = multiprocessing.get_context("forkserver")
