@@ -116,7 +116,12 @@ def _in_child(call: list[str], folder: Path, streams: tuple[Path, Path], before:
     if before is not None:
         before()
     sys.argv = ["ullage", *call]
-    sys.exit(main())
+    try:
+        status = main()
+    except Exception:  # noqa: BLE001 (as the interpreter does at its end)
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    sys.exit(status)
 
 
 def run_here(call: list[str], capsys: Any) -> Outcome:

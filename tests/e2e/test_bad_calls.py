@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import pickle
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from e2e_kit import RUN_ULLAGE, Outcome, checkpoint, quick, run_apart, words
+from e2e_kit import Outcome, checkpoint, quick, run_apart, start_apart, words
 
 Run = Callable[..., Outcome]
 
@@ -206,24 +208,29 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint_whole(data: Path, ullage
         subprocess.run(["umount", disk], check=True)
 
 
-def test_an_output_that_goes_away(whole_run: Path, data: Path, here: Path) -> None:
-    """``| head -1``, a full disk behind ``>``, and no output at all."""
-    call = [sys.executable, "-c", RUN_ULLAGE, *words("train", quick(data))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    script = f"set -o pipefail; {' '.join(map(repr, call))}"
-    head = subprocess.run(
-        ["bash", "-c", f"{script} | head -1"], capture_output=True, text=True, env=environment, check=False
-    )
-    assert (head.returncode, head.stderr) == (141, "")
-    assert len(head.stdout.splitlines()) == 1
-    if Path("/dev/full").exists():
-        outcome = run_apart(words("train", quick(data)), folder=here, stdout="/dev/full")
-        assert outcome.status == 1
-        assert "No space left on device" in outcome.complaint
-    closed = run_apart(words("predict", {
-        "model": whole_run / "weights/best.pt", "source": data.parent / "images/val", "imgsz": 64, "save": True,
-    }), folder=here, before=_close_output)  # fmt: skip
-    assert (closed.status, closed.err) == (0, "")
+def test_a_reader_that_goes_away_ends_the_run_as_it_ends_every_program(data: Path, here: Path) -> None:
+    """``ullage train ... | head -1``."""
+    os.mkfifo("pipe")
+    program = start_apart(words("train", quick(data)), folder=here, stdout="pipe")
+    with open("pipe") as reader:
+        first = reader.readline()
+    outcome = program.wait()
+    assert first.startswith("yolo11n: ")
+    assert (outcome.status, outcome.err) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_the_output(data: Path, here: Path) -> None:
+    outcome = run_apart(words("train", quick(data)), folder=here, stdout="/dev/full")
+    assert outcome.status == 1
+    assert "No space left on device" in outcome.complaint
+
+
+def test_no_output_at_all(whole_run: Path, data: Path, here: Path) -> None:
+    """``>&-``, as some schedulers start programs."""
+    settings = {"model": whole_run / "weights/best.pt", "source": data.parent / "images/val", "imgsz": 64, "save": True}
+    outcome = run_apart(words("predict", settings), folder=here, before=_close_output)
+    assert (outcome.status, outcome.err) == (0, "")
     assert len(list((here / "runs/detect/predict").iterdir())) == 4
 
 
@@ -232,17 +239,17 @@ def _close_output() -> None:
     sys.stdout = None
 
 
-def test_what_nobody_foresaw_is_one_line_and_a_report(data: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_foresaw_is_one_line_and_a_report(data: Path, here: Path) -> None:
     """A defect of ours must not flood the user; the traceback is kept in a file that the line names."""
-    defect = "import importlib; importlib.import_module('ullage.api.train').open_dataset = lambda *a, **k: 1 / 0"
-    code = f"{defect}; {RUN_ULLAGE}"
-    run = subprocess.run(
-        [sys.executable, "-c", code, *words("train", quick(data))],
-        capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(here)},
-    )  # fmt: skip
-    assert run.returncode == 1
-    (line,) = run.stderr.splitlines()
+    outcome = run_apart(words("train", quick(data)), folder=here, before=partial(_plant_a_defect, here))
+    assert outcome.status == 1
+    (line,) = outcome.err.splitlines()
     assert "this should not happen: ZeroDivisionError" in line
     (report,) = here.glob("ullage-*.txt")
     assert str(report) in line
     assert "Traceback" in report.read_text()
+
+
+def _plant_a_defect(reports: Path) -> None:
+    tempfile.tempdir = str(reports)
+    importlib.import_module("ullage.api.train").open_dataset = lambda *_, **__: 1 / 0

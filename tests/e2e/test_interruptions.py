@@ -6,6 +6,7 @@ import csv
 import os
 import random
 import shlex
+import shutil
 import signal
 import time
 from functools import partial
@@ -18,7 +19,7 @@ from ullage import YOLO
 from ullage.zoo.checkpoint_file import read_checkpoint
 
 # 8 images in batches of 2, two batches a step: two steps an epoch.
-SETTINGS = {"epochs": 3, "batch": 2, "nbs": 4, "name": "run", "optimizer": "AdamW", "lr0": 0.001, "warmup_epochs": 0}
+SETTINGS = {"epochs": 2, "batch": 2, "nbs": 4, "name": "run", "optimizer": "AdamW", "lr0": 0.001, "warmup_epochs": 0}
 
 
 def signal_at_step(number: int, what: signal.Signals) -> None:
@@ -60,13 +61,19 @@ def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "runs/detect/run"
 
 
+@pytest.fixture(scope="module")
+def broken_off(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which Ctrl-C stopped a run in its second epoch."""
+    home = tmp_path_factory.mktemp("stopped")
+    stop = partial(signal_at_step, 3, signal.SIGINT)
+    assert run_apart(words("train", quick(data, **SETTINGS)), folder=home, before=stop).status == 130
+    return home
+
+
 @pytest.fixture
-def stopped(data: Path, here: Path) -> Path:
-    """A run that Ctrl-C stopped in its second epoch: its ``last.pt``."""
-    outcome = run_apart(
-        words("train", quick(data, **SETTINGS)), folder=here, before=partial(signal_at_step, 3, signal.SIGINT)
-    )
-    assert outcome.status == 130
+def stopped(broken_off: Path, here: Path) -> Path:
+    """``last.pt`` of a run that was stopped, below the current folder."""
+    shutil.copytree(broken_off, here, dirs_exist_ok=True)
     return here / "runs/detect/run/weights/last.pt"
 
 
@@ -84,9 +91,7 @@ def assert_as_if_nothing_happened(folder: Path, unbroken: Path) -> None:
     assert all(best[key].equal(other[key]) for key in other)
 
 
-@pytest.mark.parametrize(
-    ("step", "what"), [(1, signal.SIGINT), (4, signal.SIGINT), (5, signal.SIGTERM)], ids=["first", "fourth", "term"]
-)
+@pytest.mark.parametrize(("step", "what"), [(1, signal.SIGINT), (3, signal.SIGTERM)])
 def test_a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bits(
     step: int, what: signal.Signals, data: Path, unbroken: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +132,7 @@ def test_kill_at_any_instant_leaves_a_whole_checkpoint(data: Path, here: Path) -
     call = words("train", quick(data, **{**SETTINGS, "epochs": 500, "batch": 8, "val": False, "imgsz": 32}))
     last = here / "runs/detect/run/weights/last.pt"
     reached = -1
-    for attempt in range(4):
+    for attempt in range(3):
         program = start_apart(call, folder=here)
         began = time.monotonic()
         while not last.exists() and time.monotonic() - began < 120:
@@ -153,7 +158,7 @@ def test_resume_without_a_model_finds_the_newest_run(
     (older / "last.pt").write_bytes(stopped.read_bytes())
     os.utime(older / "last.pt", (1, 1))
     assert run_here(["train", "resume", "workers=1"], capsys).status == 0
-    assert checkpoint(stopped)["train"]["position"]["epoch"] == 3
+    assert checkpoint(stopped)["train"]["position"]["epoch"] == 2
     assert checkpoint(older / "last.pt")["train"]["position"]["epoch"] == 1
 
 
@@ -171,7 +176,7 @@ def test_the_call_of_the_mission_resumes_from_any_folder(
 
 def test_a_finished_run_says_so(unbroken: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     complaint = run_here(["train", "resume", f"model={unbroken / 'weights/last.pt'}"], capsys).complaint
-    assert "has finished all 3 epochs; there is nothing to resume" in complaint
+    assert "has finished all 2 epochs; there is nothing to resume" in complaint
 
 
 @pytest.mark.parametrize(
