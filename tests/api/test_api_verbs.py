@@ -166,3 +166,10 @@ def test_wrong_calls_raise_one_of_ours(call: object, kind: type[Exception], name
         call()  # pyright: ignore[reportCallIssue]
     assert named in str(caught.value)
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["val", "predict"])
+def test_without_a_model_new_weights_are_not_passed_off_as_an_answer(verb: str) -> None:
+    config = ValConfig.load({"data": "demo"}) if verb == "val" else PredictConfig.load({"source": "x.jpg"})
+    with pytest.raises(ConfigError, match=f"{verb} needs model="):
+        getattr(api, verb)(config)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ullage.config import ModelSettings
 from ullage.errors import ConfigError, WeightsError, nearest
 from ullage.nn.detector import Detector
 from ullage.nn.flops import count_flops
@@ -108,6 +109,17 @@ class LoadedModel:
 def fresh(name: str, num_classes: int) -> Detector:
     """Build a network with new weights, its images' memory layout that of decoded images."""
     return build(name, num_classes=num_classes).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def named_model(settings: ModelSettings, *, verb: str) -> str:
+    """Return the model that the user named.
+
+    Raises:
+        ConfigError: None was named; new weights would find nothing.
+    """
+    if settings.model is None:
+        raise ConfigError(f"{verb} needs model=: a weights file, such as runs/detect/train/weights/best.pt")
+    return settings.model
 
 
 def load_model(model: str | Path, *, seed: int = 0) -> LoadedModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ullage.api.folders import make_run_folder
-from ullage.api.models import LoadedModel, load_model
+from ullage.api.models import LoadedModel, load_model, named_model
 from ullage.config import PredictConfig
 from ullage.errors import ConfigError
 from ullage.runtime.predictor import TorchPredictor, precision_for
@@ -59,7 +59,9 @@ def predict(
     if source is None:
         raise ConfigError("predict needs source=: an image, video, folder, glob or URL")
     if predictor is None:
-        predictor = make_predictor(config, load_model(config.model.model) if model is None else model)
+        predictor = make_predictor(
+            config, load_model(named_model(config.model, verb="predict")) if model is None else model
+        )
     opened: Source = open_source(source)
     settings = config.predict
     results = run_predictor(

@@ -10,7 +10,7 @@ import torch
 
 from ullage.api.evaluate import check_classes, evaluate
 from ullage.api.folders import make_run_folder, write_text
-from ullage.api.models import LoadedModel, load_model
+from ullage.api.models import LoadedModel, load_model, named_model
 from ullage.api.pictures import EvalPictures
 from ullage.config import ValConfig
 from ullage.data.index import DetectionSet
@@ -42,7 +42,7 @@ def val(config: ValConfig, *, model: LoadedModel | None = None) -> Metrics:
     if not isinstance(config.data.imgsz, int):
         raise ConfigError(f"imgsz={config.data.imgsz}: val takes one size")
     device = choose_device(config.device.device)
-    model = load_model(config.model.model) if model is None else model
+    model = load_model(named_model(config.model, verb="val")) if model is None else model
     dataset = open_dataset(
         config.data.data,
         split=config.eval.split,

@@ -13,7 +13,7 @@ from ullage.config.data import check_ids
 class ModelSettings(Section):
     """The network."""
 
-    model: str = Field(default="yolov12n", description="network name or weights file")
+    model: str | None = Field(default=None, description="weights file, or a network's name for new weights")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -24,6 +24,7 @@ class ModelSettings(Section):
 class TrainModelSettings(ModelSettings):
     """Network, initial weights, and what of them stays as it is."""
 
+    model: str = Field(default="yolov12n", description="network name or weights file")  # pyright: ignore[reportIncompatibleVariableOverride]
     pretrained: bool | str = Field(
         default=True, description="start from the model file's weights; or name another file"
     )
