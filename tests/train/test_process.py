@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import resource
+import json
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,33 +15,39 @@ from ullage.train.process import peak_memory_bytes, repeatable_kernels
 CPU = torch.device("cpu")
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+# In a process of its own: what the heap of a test runner has room for, nobody knows.
+STEPS = """
+import json, resource
+from pathlib import Path
+import torch
+from ullage.train.host_allocator import reusing_host_memory
 
-
-def page_faults(rounds: int = 10) -> int:
-    """Pages that the system handed out while a block of 64 MB was made, filled and freed again and again."""
-    torch.zeros(64 * 2**20, dtype=torch.uint8).fill_(1)
+def page_faults(rounds):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(rounds):
         torch.zeros(64 * 2**20, dtype=torch.uint8).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+before = page_faults(10)
+with reusing_host_memory(torch.device("cpu")):
+    page_faults(40)  # the heap grows until it has room
+    during, kept = page_faults(10), resident_bytes()
+print(json.dumps({"before": before, "during": during, "given_back": kept - resident_bytes()}))
+"""
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or _glibc() is None, reason="glibc is a Linux library")
 def test_a_step_reuses_the_memory_of_the_step_before() -> None:
-    before = page_faults()
-    with reusing_host_memory(CPU):
-        page_faults(rounds=20)  # the heap grows until it has room
-        during = page_faults()
-        kept = resident_bytes()
-    assert during < 0.2 * before
-    assert kept - resident_bytes() > 0.9 * 64 * 2**20  # given back at the end
+    run = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True, timeout=240)
+    measured = json.loads(run.stdout)
+    assert measured["during"] < 0.2 * measured["before"]
+    assert measured["given_back"] > 0.9 * 64 * 2**20
 
 
-def test_peak_memory_is_at_least_what_is_resident() -> None:
-    if sys.platform.startswith("linux"):
-        assert peak_memory_bytes(CPU) >= 0.9 * resident_bytes()
+def test_peak_memory_is_that_of_a_process_with_torch() -> None:
     assert peak_memory_bytes(CPU) > 10 * 2**20
 
 
