@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from ullage.train.host_allocator import _glibc, reusing_host_memory
+from ullage.train.host_allocator import _glibc
 from ullage.train.process import peak_memory_bytes, repeatable_kernels
 
 CPU = torch.device("cpu")
