@@ -26,7 +26,7 @@ from ullage.data.preview import save_labels_picture
 from ullage.data.source import open_dataset
 from ullage.errors import ConfigError, DataError, StorageError
 from ullage.losses.detection import DetectionLoss
-from ullage.memory import recompute_blocks
+from ullage.memory import Technique, apply_techniques, block_names
 from ullage.metrics.result import Metrics
 from ullage.nn.detector import Detector
 from ullage.train.events import Notice
@@ -175,7 +175,7 @@ class _Run:
         if self.start.payload is not None:
             state.restore(self.start.payload)
         if config.memory.gradient_checkpointing:
-            recompute_blocks(network.blocks().values())
+            apply_techniques(network, {name: Technique(block=True) for name in block_names(network)})
         batches = self.batches
         if config.run.plots:
             plain_from = max(config.optim.epochs - config.augment.close_mosaic, 0)

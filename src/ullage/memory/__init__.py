@@ -1,5 +1,6 @@
 """Techniques that train in less memory, for any ``nn.Module``, applied from outside; imports torch, errors, units."""
 
-from ullage.memory.block import Applied, recompute_blocks
+from ullage.memory.apply import Applied, apply_techniques, block_names
+from ullage.memory.technique import Technique
 
-__all__ = ["Applied", "recompute_blocks"]
+__all__ = ["Applied", "Technique", "apply_techniques", "block_names"]

@@ -15,7 +15,12 @@ class FusedAttention(nn.Module):
 
     def forward(self, q_BNTD: torch.Tensor, k_BNTD: torch.Tensor, v_BNTD: torch.Tensor) -> torch.Tensor:
         """Attend; ``v``'s last dimension may differ from ``q``'s. Returns (B, N, T, D of v)."""
-        return F.scaled_dot_product_attention(q_BNTD, k_BNTD, v_BNTD)
+        return F.scaled_dot_product_attention(*(_heads_together(x) for x in (q_BNTD, k_BNTD, v_BNTD)))
+
+
+def _heads_together(tokens_BNTD: torch.Tensor) -> torch.Tensor:
+    """Lay a head's values side by side: without it the fused kernels refuse, and PyTorch keeps the (T, T) matrix."""
+    return tokens_BNTD if tokens_BNTD.stride(-1) == 1 else tokens_BNTD.contiguous()
 
 
 class ExplicitAttention(nn.Module):

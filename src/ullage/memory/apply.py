@@ -1,0 +1,265 @@
+"""Put techniques in force on a module's blocks, from outside, and take them back.
+
+``forward`` of the chosen modules is wrapped on the instance. Parameters, buffers, hooks, names and outputs stay what
+they are; so do copies: a deep copy carries the technique, a state dict does not know of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+
+from ullage.errors import ConfigError
+from ullage.memory.keeping import Exact, Held
+from ullage.memory.replay import Collect, Replay, statistics_at_rest
+from ullage.memory.session import Recording, Session
+from ullage.memory.technique import Technique
+
+ROOT = ""  # the name of the model itself among its blocks: what happens between them
+
+
+class _State(threading.local):
+    """What is going on in this thread's forward pass."""
+
+    recording: Recording | None = None
+    collect: Collect | None = None  # a replay that gathers what autograd keeps
+    dry: bool = False  # inside the first run of a block: nothing is kept
+
+
+_state = _State()
+
+
+class Applied:
+    """Techniques in force, until ``remove`` or the end of the ``with`` block."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._modules = modules
+
+    def remove(self) -> None:
+        """Return to plain training."""
+        for module in self._modules:
+            module.__dict__.pop("forward", None)
+        self._modules = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def apply_techniques(model: nn.Module, techniques: Mapping[str, Technique]) -> Applied:
+    """Put a technique on each named block.
+
+    Args:
+        model: Any module.
+        techniques: By name of a submodule, ``""`` for what the model does between its blocks.
+
+    Raises:
+        ConfigError: No such submodule, it has a technique already, or a block would run inside itself.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    chosen = {name: t for name, t in techniques.items() if not t.is_none}
+    if ROOT not in chosen and any(t.recompute or t.block for t in chosen.values()):
+        chosen = {ROOT: Technique(recompute=True), **chosen}
+    for name in chosen:
+        if name not in modules:
+            raise ConfigError(f"the model has no part named {name!r}; its blocks: {', '.join(block_names(model))}")
+        if "forward" in modules[name].__dict__:
+            raise ConfigError(f"{name or 'the model'} has a memory technique already; remove that first")
+    named = {*chosen, *techniques}
+    for name in named:
+        if (
+            name in modules
+            and name not in chosen
+            and any(name.startswith(f"{other}.") or not other for other in chosen)
+        ):
+            chosen[name] = Technique()
+    for name, technique in chosen.items():
+        modules[name].__dict__["forward"] = _Wrapped(modules[name], technique)
+    return Applied([modules[name] for name in chosen])
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """Return the parts of a model that techniques are chosen for, in the order of its attributes.
+
+    These are its children; a child that only lists others (``Sequential``, ``ModuleList``), or that holds most of the
+    parameters, is replaced by its own children. Parts without parameters belong to what is between the blocks.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    names: list[str] = []
+
+    def descend(prefix: str, module: nn.Module) -> None:
+        for key, child in module.named_children():
+            name = f"{prefix}.{key}" if prefix else key
+            count = sum(p.numel() for p in child.parameters())
+            lists = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+            children = [c for c in child.children() if any(True for _ in c.parameters())]
+            if count and (lists or (count > 0.5 * total and len(children) > 1)):
+                descend(name, child)
+            elif count:
+                names.append(name)
+
+    descend("", model)
+    return names
+
+
+class _Wrapped:
+    """``forward`` of a module under a technique. It only looks up and delegates, so a deep copy works as the original."""
+
+    def __init__(self, module: nn.Module, technique: Technique) -> None:
+        self.module, self.technique = module, technique
+        self.norms = [m for m in module.modules() if isinstance(m, _NormBase)]
+        norm_buffers = {id(b) for norm in self.norms for b in norm.buffers()}
+        self.guarded = [(n, b) for n, b in module.named_buffers() if id(b) not in norm_buffers]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _state.dry or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.plain(*args, **kwargs)
+        if self.technique.block:
+            return self._replayed(args, kwargs)
+        return self._inside(args, kwargs)
+
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module as its class defines it."""
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _inside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module, keeping what its technique keeps."""
+        technique, recording = self.technique, _state.recording
+        if technique.is_none:
+            if recording is None and _state.collect is None:
+                return self.plain(*args, **kwargs)
+            with _pausing(recording), _keeping(_as_it_is):
+                return self.plain(*args, **kwargs)
+        if recording is not None:
+            with recording.scope(technique.storage, notes=technique.recompute), _keeping(recording.pack):
+                return self.plain(*args, **kwargs)
+        recording = Recording(Session(technique.storage), notes=technique.recompute)
+        with _during(recording=recording), recording, _keeping(recording.pack):
+            return self.plain(*args, **kwargs)
+
+    def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module without keeping anything but what enters it."""
+        recording = _state.recording
+        inner = Technique(recompute=self.technique.recompute, storage=self.technique.storage)
+
+        def again(arguments: tuple[Any, ...], keywords: dict[str, Any], collect: Collect) -> None:
+            with _during(recording=None, collect=collect, dry=False):
+                if inner.is_none:
+                    with _keeping(_as_it_is):
+                        self.plain(*arguments, **keywords)
+                else:
+                    copy = object.__new__(_Wrapped)
+                    copy.module, copy.technique = self.module, inner
+                    copy._inside(arguments, keywords)
+
+        with contextlib.nullcontext() if recording is None else recording.scope(self.technique.storage, notes=False):
+            keep = _as_it_is if recording is None else recording.session.keep
+            replay = Replay(again, (args, kwargs), keep, _Surroundings(self.norms, args, kwargs))
+            versions = [b._version for _, b in self.guarded]
+            with _during(dry=True), _keeping(replay.issue):
+                out = self.plain(*args, **kwargs)
+        for (name, buffer), version in zip(self.guarded, versions, strict=True):
+            if buffer._version != version:
+                raise ConfigError(
+                    f"{type(self.module).__name__} changes its buffer '{name}' while it runs, so it cannot be run twice; "
+                    "use technique='recompute' for this block"
+                )
+        return out
+
+
+@contextlib.contextmanager
+def _during(**changes: Any) -> Generator[None]:
+    """Change the state of this thread for a while."""
+    before = {name: getattr(_state, name) for name in changes}
+    for name, value in changes.items():
+        setattr(_state, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(_state, name, value)
+
+
+@contextlib.contextmanager
+def _pausing(recording: Recording | None) -> Generator[None]:
+    if recording is None:
+        yield
+        return
+    with recording.scope("exact", notes=False):
+        yield
+
+
+def _as_it_is(tensor: torch.Tensor) -> Held:
+    return Exact(tensor.detach())
+
+
+def _keeping(keep: Callable[[torch.Tensor], Held]) -> torch.autograd.graph.saved_tensors_hooks:
+    collect = _state.collect
+
+    def pack(tensor: torch.Tensor) -> Held:
+        held = keep(tensor)
+        if collect is not None:
+            collect(held)
+        return held
+
+    return torch.autograd.graph.saved_tensors_hooks(pack if collect else keep, _unpack)
+
+
+def _unpack(held: Held) -> torch.Tensor:
+    with torch.no_grad():
+        return held.get()
+
+
+class _Surroundings:
+    """What a second run must find as the first did: random numbers, autocast, BatchNorm's statistics out of the way."""
+
+    def __init__(self, norms: list[_NormBase], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.norms = norms
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+        kind = self.device.type
+        self.autocast = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        self.random = None if any(isinstance(x, FakeTensor) for x in tensors) else self._random_state()
+
+    def _random_state(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        on_gpu = self.device.type == "cuda"
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_gpu else None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Generator[None]:
+        enabled, dtype = self.autocast
+        with (
+            self._repeated_random_numbers(),
+            statistics_at_rest(self.norms),
+            torch.autocast(self.device.type, enabled=enabled, dtype=dtype),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def _repeated_random_numbers(self) -> Generator[None]:
+        if self.random is None:
+            yield
+            return
+        now = self._random_state()
+        self._set(self.random)
+        try:
+            yield
+        finally:
+            self._set(now)
+
+    def _set(self, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], self.device)
