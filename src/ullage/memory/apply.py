@@ -19,6 +19,8 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from ullage.errors import ConfigError
 from ullage.memory.keeping import Exact, Held
+from ullage.memory.lowering import autocast_now
+from ullage.memory.plan import Plan
 from ullage.memory.replay import Collect, Replay, statistics_at_rest
 from ullage.memory.session import Recording, Session
 from ullage.memory.technique import Technique
@@ -56,6 +58,17 @@ class Applied:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+def apply(model: nn.Module, plan: Plan | None) -> Applied:
+    """Put a plan in force; ``None`` means plain training.
+
+    Micro-batches and precision are the caller's part: the plan says how many images go through the model at a time.
+
+    Raises:
+        ConfigError: The plan is for another model, or a technique is in force already.
+    """
+    return apply_techniques(model, {n: Technique.parse(t) for n, t in plan.blocks.items()} if plan else {})
 
 
 def apply_techniques(model: nn.Module, techniques: Mapping[str, Technique]) -> Applied:
@@ -229,8 +242,7 @@ class _Surroundings:
         self.norms = norms
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
         self.device = tensors[0].device if tensors else torch.device("cpu")
-        kind = self.device.type
-        self.autocast = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        self.autocast = autocast_now(self.device.type)
         self.random = None if any(isinstance(x, FakeTensor) for x in tensors) else self._random_state()
 
     def _random_state(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -239,12 +251,7 @@ class _Surroundings:
 
     @contextlib.contextmanager
     def __call__(self) -> Generator[None]:
-        enabled, dtype = self.autocast
-        with (
-            self._repeated_random_numbers(),
-            statistics_at_rest(self.norms),
-            torch.autocast(self.device.type, enabled=enabled, dtype=dtype),
-        ):
+        with self._repeated_random_numbers(), statistics_at_rest(self.norms), self.autocast():
             yield
 
     @contextlib.contextmanager

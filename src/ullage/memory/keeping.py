@@ -5,13 +5,17 @@ Three ways to hold: as it is, in eight bits, or in the host's memory. A fourth, 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeAlias
+import math
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 Storage: TypeAlias = Literal["exact", "int8", "fp8", "offload"]
 
-SMALL_BYTES = 64 * 1024  # below, a tensor is kept as it is: bookkeeping would cost more than it saves
+TINY_BYTES = 4 * 1024  # below, a tensor is kept without a thought: to know where it comes from would cost more
+SMALL_BYTES = 64 * 1024  # below, a tensor is kept as it is: to pack it would cost more than it saves
+PIECES = 16  # a tensor is rounded in so many pieces, so that little scratch is needed
 
 
 class Held(Protocol):
@@ -20,6 +24,26 @@ class Held(Protocol):
     def get(self) -> torch.Tensor:
         """Return the tensor."""
         ...
+
+
+class Noise:
+    """Random numbers for rounding, beside those of the model, which are not touched.
+
+    Args:
+        seed: The same seed rounds the same.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def generator(self, tensor: torch.Tensor) -> torch.Generator | None:
+        """Return the generator for a tensor's device, None for a fake tensor: it has no values to round."""
+        if isinstance(tensor, FakeTensor):
+            return None
+        if tensor.device not in self._generators:
+            self._generators[tensor.device] = torch.Generator(tensor.device).manual_seed(self._seed)
+        return self._generators[tensor.device]
 
 
 def storage_id(tensor: torch.Tensor) -> int:
@@ -32,19 +56,23 @@ def storage_bytes(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def hold(tensor: torch.Tensor, storage: Storage, generator: torch.Generator | None) -> Held:
+def hold(tensor: torch.Tensor, storage: Storage, noise: Noise) -> Held:
     """Keep a tensor in the given way.
 
     Args:
         tensor: Detached.
-        storage: Tensors that are small, or not of a floating type, are kept exactly whatever is asked.
-        generator: Random numbers for ``"int8"``.
+        storage: Tensors that are small, or not of a floating type, are kept exactly whatever is asked. In eight bits
+            only maps are held, which have four dimensions or more: statistics (of a layer norm, of attention's softmax)
+            go into exponents and denominators, where rounding is not forgiven.
+        noise: Random numbers for ``"int8"``.
     """
     if storage == "exact" or storage_bytes(tensor) < SMALL_BYTES or not tensor.is_floating_point():
         return Exact(tensor)
     if storage == "offload":
         return InHostMemory(tensor)
-    return InEightBits(tensor, storage, generator)
+    if tensor.dim() < 4 or tensor.shape[-1] == 1 == tensor.shape[-2]:
+        return Exact(tensor)
+    return InEightBits(tensor, storage, noise)
 
 
 class Exact:
@@ -56,13 +84,17 @@ class Exact:
         self._tensor = tensor
         self._version = tensor._version  # pyright: ignore[reportPrivateUsage]
 
+    def is_unchanged(self) -> bool:
+        """Whether nothing was written into it since."""
+        return self._tensor._version == self._version  # pyright: ignore[reportPrivateUsage]
+
     def get(self) -> torch.Tensor:
         """Return the tensor.
 
         Raises:
             RuntimeError: It was changed in place since, so backward would compute something else.
         """
-        if self._tensor._version != self._version:  # pyright: ignore[reportPrivateUsage]
+        if not self.is_unchanged():
             raise RuntimeError(
                 "a tensor that backward needs was changed in place after the memory engine kept it "
                 f"(shape {tuple(self._tensor.shape)}); change a copy, or train with technique='none'"
@@ -71,50 +103,49 @@ class Exact:
 
 
 class InEightBits:
-    """One byte a value and one scale a channel. Integers are rounded stochastically: right on average, not exact."""
+    """One byte a value and one scale a channel. Integers are rounded stochastically: right on average, not exact.
 
-    __slots__ = ("_codes", "_dtype", "_scale")
+    Floats of eight bits (e4m3) are rounded to the nearest.
+    """
 
-    def __init__(
-        self, tensor: torch.Tensor, storage: Literal["int8", "fp8"], generator: torch.Generator | None
-    ) -> None:
-        self._dtype = tensor.dtype
-        channel = 1 if tensor.dim() > 1 else 0
-        others = [d for d in range(tensor.dim()) if d != channel]
-        largest = torch.linalg.vector_norm(tensor, torch.inf, others, keepdim=True).float().clamp_(min=1e-30)
+    __slots__ = ("_codes", "_dtype", "_scale", "_stride")
+
+    def __init__(self, tensor: torch.Tensor, storage: Literal["int8", "fp8"], noise: Noise) -> None:
+        self._dtype, self._stride = tensor.dtype, tensor.stride()
+        others = [d for d in range(tensor.dim()) if d != 1]
         dtype, top = (torch.int8, 127) if storage == "int8" else (torch.float8_e4m3fn, 448)
-        self._scale = largest / top
+        largest = tensor.abs().amax(others, keepdim=True) if tensor.numel() else tensor.new_zeros(())
+        self._scale = largest.float().clamp_(min=1e-30) / top
         self._codes = torch.empty_like(tensor, dtype=dtype)
-        for part, into in zip(
-            tensor.split(1), self._codes.split(1), strict=True
-        ):  # one image at a time: little scratch
+        generator = noise.generator(tensor) if storage == "int8" else None
+        for part, into in _pieces(tensor, self._codes):
             scaled = part / self._scale
             if storage == "int8":
-                scaled.add_(torch.empty_like(scaled).uniform_(generator=generator)).floor_().clamp_(-127, 127)
+                scaled.add_(torch.empty_like(scaled).uniform_(generator=generator)).floor_().clamp_(-top, top)
             into.copy_(scaled)
 
     def get(self) -> torch.Tensor:
         """Return the tensor, rounded."""
-        values = torch.empty_like(self._codes, dtype=self._dtype)
-        for codes, into in zip(self._codes.split(1), values.split(1), strict=True):
+        values = _like(self._codes, self._stride, self._dtype)
+        for codes, into in _pieces(self._codes, values):
             into.copy_(codes.float() * self._scale)
         return values
 
 
 class InHostMemory:
-    """A copy in pinned host memory, made and fetched on a stream of its own beside the computation.
+    """A copy in pinned host memory. It leaves on a stream of its own, beside the computation.
 
-    The copy starts when the tensor is kept; the caching allocator reuses the device's memory only after it ended.
-    On devices without streams the copy is an ordinary one.
+    The copy starts when the tensor is kept; the caching allocator reuses the device's memory only after it ended. It
+    comes back on the stream that asks. On devices without streams the copies are ordinary ones.
     """
 
-    __slots__ = ("_device", "_host", "_ready")
+    __slots__ = ("_device", "_host", "_ready", "_stride")
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._device = tensor.device
+        self._device, self._stride = tensor.device, tensor.stride()
         on_gpu = tensor.device.type == "cuda"
         self._host = torch.empty_like(tensor, device="cpu", pin_memory=on_gpu)
-        self._ready: torch.cuda.Event | None = None
+        self._ready: Any = None  # a CUDA event
         if not on_gpu:
             self._host.copy_(tensor)
             return
@@ -127,10 +158,22 @@ class InHostMemory:
 
     def get(self) -> torch.Tensor:
         """Return the tensor on its device."""
-        if self._ready is None:
-            return self._host.clone()
-        torch.cuda.current_stream(self._device).wait_event(self._ready)
-        return self._host.to(self._device, non_blocking=True)
+        if self._ready is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._ready)
+        back = _like(self._host, self._stride, self._host.dtype, self._device)
+        return back.copy_(self._host, non_blocking=self._ready is not None)
+
+
+def _like(
+    dense: torch.Tensor, stride: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None
+) -> torch.Tensor:
+    """Return room for a tensor with the strides it had: kernels add in the order of memory, so bits depend on it."""
+    return torch.empty_strided(dense.shape, stride, dtype=dtype, device=device or dense.device)
+
+
+def _pieces(one: torch.Tensor, other: torch.Tensor) -> zip[tuple[torch.Tensor, torch.Tensor]]:
+    size = math.ceil(len(one) / PIECES) or 1
+    return zip(torch.split(one, size), torch.split(other, size), strict=True)
 
 
 _SIDE_STREAMS: dict[torch.device, torch.cuda.Stream] = {}

@@ -42,13 +42,6 @@ _NORMS_AND_POOLS: tuple[Function, ...] = (
 
 CHEAP: frozenset[Function] = frozenset((*_VIEWS, *_ARITHMETIC, *_ASSEMBLY, *_ACTIVATIONS, *_NORMS_AND_POOLS))
 
-# Autocast makes a half-precision copy of their float32 inputs. Made before the call, the copy is known and can be made
-# again; made inside, it would be kept.
-LOWERED: frozenset[Function] = frozenset(
-    (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.linear, torch.conv2d, torch.matmul, T.matmul, T.__matmul__,
-     torch.bmm, T.bmm)
-)  # fmt: skip
-
 _IN_PLACE_POSITION = {
     F.silu: 1, F.relu: 1, F.relu6: 1, F.leaky_relu: 2, F.elu: 2, F.selu: 1, F.celu: 2, F.mish: 1, F.hardswish: 1,
     F.hardsigmoid: 1, F.hardtanh: 3,

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from ullage.memory.keeping import Storage, storage_bytes, storage_id
+from ullage.memory.lowering import LOWERED, lowered_dtype
 from ullage.memory.recipes import Autocast, Leaf, Recipe
-from ullage.memory.rules import CHEAP, LOWERED, normalise, normalise_again, out_of_place, works_in_place
+from ullage.memory.rules import CHEAP, normalise, normalise_again, out_of_place, works_in_place
 
 # Bytes that a recipe may write for each byte of its result. It bounds the time where residual sums form long chains.
 MAX_EFFORT = 16
@@ -210,11 +211,15 @@ class Recording(TorchFunctionMode):
         return out.numel() * out.element_size()
 
     def _lowered(self, args: Any) -> Any:
-        first = args[0]
-        kind = first.device.type
-        if not torch.is_autocast_enabled(kind) or first.dtype is not torch.float32:
+        dtype = lowered_dtype(args[0].device.type)
+        if dtype is None:
             return args
-        return (self._cheap(torch.Tensor.to, (first, torch.get_autocast_dtype(kind)), {}), *args[1:])
+        return tuple(
+            self._cheap(torch.Tensor.to, (item, dtype), {})
+            if isinstance(item, torch.Tensor) and item.dtype is torch.float32 and not item.is_leaf
+            else item
+            for item in args
+        )
 
     def _batch_norm(
         self,

@@ -1,0 +1,276 @@
+"""Find the fastest exact way to run a step within a budget.
+
+Three short traces (forward only) tell what each block keeps under each technique; a knapsack over the blocks chooses;
+the choice is then traced in full, under the engine itself, and what that shows corrects the knapsack's figures. What is
+printed and promised is always a full trace.
+
+Exactness comes first: one pass before several, since micro-batches change BatchNorm's statistics; within a number of
+passes the least time wins. ``int8`` and lower precision are never chosen silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_iter, tree_map_only
+
+from ullage.errors import ConfigError, MemoryBudgetError
+from ullage.memory.choice import Block, choose, peak_of
+from ullage.memory.costs import BlockCost, block_costs
+from ullage.memory.device import CUDA_WORKSPACE_BYTES, context_bytes
+from ullage.memory.estimate import Validation, device_kind, estimate_of, techniques_of, validation_peak
+from ullage.memory.plan import Considered, Estimate, Plan, need
+from ullage.memory.technique import Technique
+from ullage.memory.trace import OptimizerLike, PrecisionName, Setting, Step, trace_step
+from ullage.units import format_bytes, parse_bytes
+
+MARGIN = 1.01  # after a choice that did not fit, the next is asked for this much more room
+ROUNDS = 4  # full traces for one number of micro-batches, at most
+GOOD_USE = 0.9  # a slower plan than plain training that leaves more than a tenth of the budget is tried to improve
+UNIFORM = ("none", "recompute", "block", "nested")
+
+
+def plan(
+    step: Step,
+    model: nn.Module,
+    batch: Any,
+    *,
+    budget: int | str | None = None,
+    technique: str = "auto",
+    optimizer: OptimizerLike = None,
+    precision: PrecisionName | None = None,
+    device: str | torch.device | None = None,
+    average: bool = False,
+    micro_batch: int | None = None,
+    validation: Validation | None = None,
+) -> Plan:
+    """Find how to run a step within a budget.
+
+    Args:
+        step: ``step(model, batch)`` returns the loss; see ``estimate``.
+        model: Any module.
+        batch: The whole batch of an optimizer step; every tensor's first dimension is the image.
+        budget: Bytes or text such as ``"8GB"``: live tensors on a CPU, the whole process on a GPU. None: no limit.
+        technique: ``"auto"`` chooses a technique for every block; any other name forces it on all.
+        optimizer: As in ``estimate``.
+        precision: Type of matrix products; None leaves it to the step.
+        device: Kind of device that will train.
+        average: A moving average of the weights is kept.
+        micro_batch: Images of a forward pass; None chooses.
+        validation: Step and batch of validation.
+
+    Returns:
+        The plan, with what was considered.
+
+    Raises:
+        MemoryBudgetError: Nothing fits; the message names what comes nearest.
+        ConfigError: Unknown technique or optimizer, batch without tensors, or a step that needs values.
+    """
+    granted = parse_bytes(budget) if budget is not None else None
+    search = _Search(step, model, batch, Setting(precision, device_kind(model, device), optimizer, average), granted)
+    val_batch = 0
+    if validation is not None:
+        val_batch, search.val_peak_bytes = search.fit_validation(validation)
+    sizes = [micro_batch] if micro_batch is not None else list(micro_batches(search.images))
+    if granted is None or technique != "auto":
+        found = search.forced("none" if technique == "auto" else technique, sizes if granted is not None else sizes[:1])
+    else:
+        found = search.best(sizes)
+    if found is None:
+        raise MemoryBudgetError(search.nothing_fits())
+    return replace(found, val_batch=val_batch)
+
+
+def micro_batches(images: int) -> Iterable[int]:
+    """Return the sizes of micro-batches worth trying, largest first: one for each number of passes."""
+    seen: set[int] = set()
+    passes = 1
+    while passes <= images:
+        size = -(-images // passes)
+        if size not in seen:
+            seen.add(size)
+            yield size
+        passes += 1 if passes < 8 else max(passes // 4, 1)
+    if 1 not in seen:
+        yield 1
+
+
+class _Search:
+    """The state of one search."""
+
+    def __init__(self, step: Step, model: nn.Module, batch: Any, setting: Setting, budget: int | None) -> None:
+        self.step, self.model, self.batch, self.setting, self.budget = step, model, batch, setting, budget
+        self.images = image_count(batch)
+        self.val_peak_bytes = 0
+        self.considered: list[Considered] = []
+        self.has_norms = any(isinstance(m, _NormBase) for m in model.modules())
+        self.factor = 1.0  # what traces showed against the model's figures
+        self._costs: tuple[list[BlockCost], float] | None = None
+
+    @property
+    def costs(self) -> tuple[list[BlockCost], float]:
+        """What the blocks keep and how long they take, for the whole batch; and the time of a plain step."""
+        if self._costs is None:
+            self._costs = block_costs(self.step, self.model, self.batch, self.setting)
+        return self._costs
+
+    def fit_validation(self, validation: Validation) -> tuple[int, int]:
+        """Return how many images validation takes at a time, and its peak; halved until it fits."""
+        step, batch = validation
+        images = image_count(batch)
+        while True:
+            peak = validation_peak((step, take(batch, images)), self.model, self.setting)
+            if self.budget is None or images == 1 or self._needed(peak) <= self.budget:
+                return images, peak
+            images = -(-images // 2)
+
+    def forced(self, technique: str, sizes: Sequence[int]) -> Plan | None:
+        """Use one technique everywhere; only the number of passes is left to choose."""
+        techniques = {name: str(t) for name, t in techniques_of(self.model, technique).items() if not t.is_none}
+        for size in sizes:
+            traced = self._trace(techniques, size)
+            slowdown = self._slowdown(techniques, size)
+            fits = self._fits(traced)
+            self._note(technique, size, need(traced), slowdown, fits=fits, traced=True)
+            if fits:
+                return self._plan(techniques, size, traced, slowdown)
+        return None
+
+    def best(self, sizes: Sequence[int]) -> Plan | None:
+        """Choose a technique for every block, in as few passes as possible."""
+        assert self.budget is not None
+        for size in sizes:
+            blocks, plain = self._options(size)
+            for index, name in enumerate(UNIFORM):
+                options = [block.options[index] for block in blocks]
+                peak = self._needed(peak_of(blocks, options, **self._ends(size)))
+                slowdown = 1 + sum(o.seconds for o in options) / plain
+                self._note(f"{name} everywhere", size, peak, slowdown, fits=peak <= self.budget, traced=False)
+            if (found := self._refine(blocks, plain, size)) is not None:
+                return found
+        return None
+
+    def _refine(self, blocks: list[Block], plain: float, size: int) -> Plan | None:
+        """Choose, trace, and correct the model by what the trace shows, until the choice makes good use of the budget."""
+        assert self.budget is not None
+        ends, best = self._ends(size), None
+        fixed = self._needed(ends["static_bytes"])
+        tried: set[tuple[str, ...]] = set()
+        for _ in range(ROUNDS):
+            room = ends["static_bytes"] + int((self.budget - fixed) / self.factor)
+            choice = choose(blocks, budget_bytes=room, **ends)
+            if choice is None or (names := tuple(o.name for o in choice.options)) in tried:
+                break
+            tried.add(names)
+            techniques = {name: t for option in choice.options for name, t in option.blocks}
+            traced = self._trace(techniques, size)
+            slowdown, needed = 1 + choice.seconds / plain, need(traced)
+            fits = needed <= self.budget
+            self._note("chosen block by block", size, needed, slowdown, fits=fits, traced=True)
+            if fits and (best is None or slowdown < best.slowdown):
+                best = self._plan(techniques, size, traced, slowdown)
+            if fits and (choice.seconds == 0 or needed > GOOD_USE * self.budget):
+                break
+            modelled = max(choice.peak_bytes - ends["static_bytes"], 1)
+            self.factor = max(needed - fixed, 1) / modelled * (1.0 if fits else MARGIN)
+        return best
+
+    def _trace(self, techniques: Mapping[str, str], size: int) -> Estimate:
+        setting = replace(self.setting, accumulates=size < self.images)
+        trace = trace_step(
+            self.step, self.model, take(self.batch, size), setting=setting,
+            techniques={name: Technique.parse(text) for name, text in techniques.items()},
+        )  # fmt: skip
+        return estimate_of(trace, setting, self.val_peak_bytes)
+
+    def _options(self, size: int) -> tuple[list[Block], float]:
+        costs, plain = self.costs
+        return [cost.block(size / self.images) for cost in costs], plain * size / self.images
+
+    def _ends(self, size: int) -> dict[str, int]:
+        first = self.costs[0][0]
+        static = first.static_bytes + (first.gradients_bytes if size < self.images else 0)
+        return {"static_bytes": static, "end_bytes": int(first.end_bytes * size / self.images)}
+
+    def _needed(self, peak: int) -> int:
+        """Return what a peak of live tensors asks of the budget."""
+        kind = self.setting.device_type
+        return peak + context_bytes(kind) + (CUDA_WORKSPACE_BYTES if kind == "cuda" else 0)
+
+    def _fits(self, predicted: Estimate) -> bool:
+        return self.budget is None or need(predicted) <= self.budget
+
+    def _slowdown(self, techniques: Mapping[str, str], size: int) -> float:
+        if not techniques:
+            return 1.0
+        blocks, plain = self._options(size)
+        added = 0.0
+        for block in blocks:
+            wanted = techniques.get(block.name, "none")
+            added += next((o.seconds for o in block.options if o.name == wanted), 0.0)
+        return 1 + added / plain
+
+    def _note(self, name: str, size: int, peak: int, slowdown: float, *, fits: bool, traced: bool) -> None:
+        self.considered.append(Considered(name, -(-self.images // size), peak, round(slowdown, 3), fits, traced))
+
+    def _plan(self, techniques: Mapping[str, str], size: int, predicted: Estimate, slowdown: float) -> Plan:
+        used = [Technique.parse(text) for text in techniques.values()]
+        passes = -(-self.images // size)
+        if any(t.fidelity == "approximate" for t in used):
+            fidelity, note = "approximate", "kept maps are rounded to eight bits"
+        elif passes > 1 and self.has_norms:
+            fidelity, note = "approximate", f"BatchNorm sees {size} images at a time instead of {self.images}"
+        elif passes > 1:
+            fidelity, note = "reassociated", "the same gradient, summed in another order"
+        else:
+            fidelity, note = "bitwise", "the same bits as plain training"
+        return Plan(
+            batch=self.images,
+            micro_batch=size,
+            accumulate=passes,
+            blocks=dict(techniques),
+            precision=self.setting.precision,
+            predicted=predicted,
+            slowdown=round(slowdown, 3),
+            fidelity=fidelity,  # type: ignore[arg-type]
+            fidelity_note=note,
+            budget_bytes=self.budget,
+            considered=tuple(self.considered),
+        )
+
+    def nothing_fits(self) -> str:
+        """Say what comes nearest."""
+        assert self.budget is not None
+        nearest = min(self.considered, key=lambda way: way.peak_bytes)
+        size, static = -(-self.images // nearest.accumulate), self.costs[0][0].static_bytes
+        fixed = self._needed(static + self.costs[0][0].gradients_bytes)
+        text = (
+            f"nothing fits {format_bytes(self.budget)} on {self.setting.device_type}: the smallest way, '{nearest.name}' "
+            f"with {size} image{'s' * (size > 1)} at a time, needs {format_bytes(nearest.peak_bytes)}"
+        )
+        if fixed >= self.budget:
+            return f"{text}; weights, gradients, optimizer and context alone take {format_bytes(fixed)}: use a smaller model"
+        side = ((self.budget - fixed) / max(nearest.peak_bytes - fixed, 1)) ** 0.5
+        return f"{text}; with images of {side:.0%} of the side, or a smaller model, it would fit"
+
+
+def image_count(batch: Any) -> int:
+    """Return the size of the first dimension of a batch's first tensor.
+
+    Raises:
+        ConfigError: There is no tensor.
+    """
+    first = next((t for t in tree_iter(batch) if isinstance(t, torch.Tensor) and t.dim() > 0), None)
+    if first is None:
+        raise ConfigError("the batch holds no tensors to plan for")
+    return first.shape[0]
+
+
+def take(batch: Any, images: int) -> Any:
+    """Return the first images of a batch."""
+    return tree_map_only(torch.Tensor, lambda t: t[:images] if t.dim() else t, batch)
