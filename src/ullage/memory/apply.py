@@ -14,14 +14,11 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from ullage.errors import ConfigError
-from ullage.memory.keeping import Exact, Held
-from ullage.memory.lowering import autocast_now
+from ullage.memory.keeping import Exact, Held, Noise, Storage
 from ullage.memory.plan import Plan
-from ullage.memory.replay import Collect, Replay, statistics_at_rest
+from ullage.memory.replay import Collect, Replay
 from ullage.memory.session import Recording, Session
 from ullage.memory.technique import Technique
 
@@ -48,7 +45,8 @@ class Applied:
     def remove(self) -> None:
         """Return to plain training."""
         for module in self._modules:
-            module.__dict__.pop("forward", None)
+            if isinstance(module.__dict__.get("forward"), _Wrapped):
+                del module.__dict__["forward"]
         self._modules = []
 
     def __enter__(self) -> Self:
@@ -98,8 +96,8 @@ def apply_techniques(model: nn.Module, techniques: Mapping[str, Technique]) -> A
             and any(name.startswith(f"{other}.") or not other for other in chosen)
         ):
             chosen[name] = Technique()
-    for name, technique in chosen.items():
-        modules[name].__dict__["forward"] = _Wrapped(modules[name], technique)
+    for number, (name, technique) in enumerate(chosen.items()):
+        modules[name].__dict__["forward"] = _Wrapped(modules[name], technique, number)
     return Applied([modules[name] for name in chosen])
 
 
@@ -128,67 +126,65 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 class _Wrapped:
-    """``forward`` of a module under a technique. It only looks up and delegates, so a deep copy works as the original."""
+    """``forward`` of a module under a technique.
 
-    def __init__(self, module: nn.Module, technique: Technique) -> None:
+    It holds the module and looks everything else up when it is called, so a deep copy works as the original does.
+    """
+
+    def __init__(self, module: nn.Module, technique: Technique, number: int) -> None:
         self.module, self.technique = module, technique
-        self.norms = [m for m in module.modules() if isinstance(m, _NormBase)]
-        norm_buffers = {id(b) for norm in self.norms for b in norm.buffers()}
-        self.guarded = [(n, b) for n, b in module.named_buffers() if id(b) not in norm_buffers]
+        self.number, self.calls = number, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _state.dry or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if (
+            torch.compiler.is_compiling()
+            or not torch.is_grad_enabled()
+            or _state.dry
+            or torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+        ):
             return self.plain(*args, **kwargs)
+        self.calls += 1
+        # The noise of rounding follows from torch.manual_seed, takes nothing from the model's random numbers, and is
+        # another one in every call.
+        noise = Noise(hash((torch.initial_seed(), self.number, self.calls)))
         if self.technique.block:
-            return self._replayed(args, kwargs)
-        return self._inside(args, kwargs)
+            return self._replayed(noise, args, kwargs)
+        return self._inside(self.technique, noise, args, kwargs)
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module as its class defines it."""
         return type(self.module).forward(self.module, *args, **kwargs)
 
-    def _inside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the module, keeping what its technique keeps."""
-        technique, recording = self.technique, _state.recording
+    def _inside(self, technique: Technique, noise: Noise, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module, keeping what a technique keeps."""
+        recording = _state.recording
         if technique.is_none:
             if recording is None and _state.collect is None:
                 return self.plain(*args, **kwargs)
-            with _pausing(recording), _keeping(_as_it_is):
+            with _scope(recording, "exact"), _keeping(Exact):
                 return self.plain(*args, **kwargs)
         if recording is not None:
             with recording.scope(technique.storage, notes=technique.recompute), _keeping(recording.pack):
                 return self.plain(*args, **kwargs)
-        recording = Recording(Session(technique.storage), notes=technique.recompute)
+        recording = Recording(Session(technique.storage, noise), notes=technique.recompute)
         with _during(recording=recording), recording, _keeping(recording.pack):
             return self.plain(*args, **kwargs)
 
-    def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _replayed(self, noise: Noise, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module without keeping anything but what enters it."""
         recording = _state.recording
         inner = Technique(recompute=self.technique.recompute, storage=self.technique.storage)
 
         def again(arguments: tuple[Any, ...], keywords: dict[str, Any], collect: Collect) -> None:
             with _during(recording=None, collect=collect, dry=False):
-                if inner.is_none:
-                    with _keeping(_as_it_is):
-                        self.plain(*arguments, **keywords)
-                else:
-                    copy = object.__new__(_Wrapped)
-                    copy.module, copy.technique = self.module, inner
-                    copy._inside(arguments, keywords)
+                self._inside(inner, noise, arguments, keywords)
 
-        with contextlib.nullcontext() if recording is None else recording.scope(self.technique.storage, notes=False):
-            keep = _as_it_is if recording is None else recording.session.keep
-            replay = Replay(again, (args, kwargs), keep, _Surroundings(self.norms, args, kwargs))
-            versions = [b._version for _, b in self.guarded]
-            with _during(dry=True), _keeping(replay.issue):
+        replay = Replay(self.module, again, (args, kwargs))
+        with _scope(recording, self.technique.storage):
+            aside = contextlib.nullcontext() if recording is None else recording.aside()
+            with _during(dry=True), _keeping(replay.issue), aside:
                 out = self.plain(*args, **kwargs)
-        for (name, buffer), version in zip(self.guarded, versions, strict=True):
-            if buffer._version != version:
-                raise ConfigError(
-                    f"{type(self.module).__name__} changes its buffer '{name}' while it runs, so it cannot be run twice; "
-                    "use technique='recompute' for this block"
-                )
+            replay.end_first_run(Exact if recording is None else recording.session.keep)
         return out
 
 
@@ -205,17 +201,8 @@ def _during(**changes: Any) -> Generator[None]:
             setattr(_state, name, value)
 
 
-@contextlib.contextmanager
-def _pausing(recording: Recording | None) -> Generator[None]:
-    if recording is None:
-        yield
-        return
-    with recording.scope("exact", notes=False):
-        yield
-
-
-def _as_it_is(tensor: torch.Tensor) -> Held:
-    return Exact(tensor.detach())
+def _scope(recording: Recording | None, storage: Storage) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if recording is None else recording.scope(storage, notes=False)
 
 
 def _keeping(keep: Callable[[torch.Tensor], Held]) -> torch.autograd.graph.saved_tensors_hooks:
@@ -231,42 +218,7 @@ def _keeping(keep: Callable[[torch.Tensor], Held]) -> torch.autograd.graph.saved
 
 
 def _unpack(held: Held) -> torch.Tensor:
+    if type(held) is Exact:
+        return held.get()
     with torch.no_grad():
         return held.get()
-
-
-class _Surroundings:
-    """What a second run must find as the first did: random numbers, autocast, BatchNorm's statistics out of the way."""
-
-    def __init__(self, norms: list[_NormBase], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.norms = norms
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-        self.device = tensors[0].device if tensors else torch.device("cpu")
-        self.autocast = autocast_now(self.device.type)
-        self.random = None if any(isinstance(x, FakeTensor) for x in tensors) else self._random_state()
-
-    def _random_state(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        on_gpu = self.device.type == "cuda"
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_gpu else None
-
-    @contextlib.contextmanager
-    def __call__(self) -> Generator[None]:
-        with self._repeated_random_numbers(), statistics_at_rest(self.norms), self.autocast():
-            yield
-
-    @contextlib.contextmanager
-    def _repeated_random_numbers(self) -> Generator[None]:
-        if self.random is None:
-            yield
-            return
-        now = self._random_state()
-        self._set(self.random)
-        try:
-            yield
-        finally:
-            self._set(now)
-
-    def _set(self, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1], self.device)

@@ -66,7 +66,9 @@ def hold(tensor: torch.Tensor, storage: Storage, noise: Noise) -> Held:
             go into exponents and denominators, where rounding is not forgiven.
         noise: Random numbers for ``"int8"``.
     """
-    if storage == "exact" or storage_bytes(tensor) < SMALL_BYTES or not tensor.is_floating_point():
+    nbytes = storage_bytes(tensor)
+    overlaps = tensor.nbytes > nbytes  # an expanded tensor is larger than its memory
+    if storage == "exact" or nbytes < SMALL_BYTES or overlaps or not tensor.is_floating_point():
         return Exact(tensor)
     if storage == "offload":
         return InHostMemory(tensor)
@@ -114,7 +116,7 @@ class InEightBits:
         self._dtype, self._stride = tensor.dtype, tensor.stride()
         others = [d for d in range(tensor.dim()) if d != 1]
         dtype, top = (torch.int8, 127) if storage == "int8" else (torch.float8_e4m3fn, 448)
-        largest = tensor.abs().amax(others, keepdim=True) if tensor.numel() else tensor.new_zeros(())
+        largest = torch.maximum(tensor.amax(others, keepdim=True), -tensor.amin(others, keepdim=True))
         self._scale = largest.float().clamp_(min=1e-30) / top
         self._codes = torch.empty_like(tensor, dtype=dtype)
         generator = noise.generator(tensor) if storage == "int8" else None

@@ -1,55 +1,68 @@
 """How a cheap result is made again: recipes, and the leaves in which they end.
 
-Technique ``recompute`` keeps a ``Recipe`` where autograd would keep the result of a cheap operation. Autograd's graph is
-not touched: every gradient is computed by the same operators on the same bits.
+Technique ``recompute`` keeps a ``Recipe`` where autograd would keep the result of a cheap operation. Autograd's graph
+is not touched: every gradient is computed by the same operators on the same bits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 
-from ullage.memory.keeping import Exact, Held, Storage, hold, storage_bytes, storage_id
+from ullage.memory.keeping import Exact, Held, Noise, Storage, hold, storage_bytes
+from ullage.memory.lowering import lowered_dtype
 
 Function = Callable[..., Any]
-Autocast = tuple[bool, torch.dtype]
+Context = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class Leaf:
-    """A tensor in which recipes end. It is held, once, as soon as autograd or a recipe in use needs it."""
+    """A tensor in which recipes end. It is held, once, as soon as autograd or a recipe in use needs it.
+
+    Attributes:
+        storage: Identity of its memory.
+        nbytes: Bytes of its memory.
+        free: It is a parameter, so it is there anyway.
+    """
 
     __slots__ = ("_held", "_tensor", "_version", "free", "nbytes", "storage")
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor, storage: int) -> None:
         self._held: Held | Recipe | None = None
         self._tensor = weakref.ref(tensor)
         self._version = tensor._version  # pyright: ignore[reportPrivateUsage]
-        self.storage = storage_id(tensor)
+        self.storage = storage
         self.nbytes = storage_bytes(tensor)
-        self.free = tensor.is_leaf and tensor.requires_grad  # a parameter: it is there anyway
+        self.free = tensor.requires_grad and tensor.is_leaf
 
     @property
     def is_held(self) -> bool:
         """Whether the tensor is kept already."""
         return self._held is not None
 
-    def can_be_held(self) -> bool:
-        """Whether the tensor is still there, unchanged."""
+    def can_be_had(self) -> bool:
+        """Whether the tensor is held, or still there to be held, and unchanged."""
+        if self._held is not None:
+            return not isinstance(self._held, Exact) or self._held.is_unchanged()
         tensor = self._tensor()
-        return self.is_held or (tensor is not None and tensor._version == self._version)  # pyright: ignore[reportPrivateUsage]
+        return tensor is not None and tensor._version == self._version  # pyright: ignore[reportPrivateUsage]
 
-    def keep(self, storage: Storage, generator: torch.Generator | None) -> None:
+    def meet(self, tensor: torch.Tensor) -> None:
+        """See the same tensor again: the Python object that was seen before may be gone."""
+        if self._held is None and self._tensor() is None:
+            self._tensor = weakref.ref(tensor)
+
+    def keep(self, storage: Storage, noise: Noise) -> None:
         """Hold the tensor from now on."""
-        tensor = self._tensor()
-        if self._held is None and tensor is not None:
-            self._held = Exact(tensor.detach()) if self.free else hold(tensor.detach(), storage, generator)
-
-    def hold(self, held: Held) -> None:
-        """Take over something that is held already."""
-        self._held = held
+        if self._held is None:
+            tensor = self._tensor()
+            assert tensor is not None, "a tensor is held while it is there, or not at all"
+            detached = tensor.detach() if tensor.requires_grad else tensor
+            self._held = Exact(detached) if self.free else hold(detached, storage, noise)
 
     def become(self, recipe: Recipe) -> None:
         """Let go of the tensor: from now on it is made again when it is asked for."""
@@ -68,6 +81,14 @@ class Recipe:
     A result that several still wait for is kept from its first use to its last, but only inside the block (``scope``)
     that backward is passing: what another block makes on its way belongs to that block.
 
+    Args:
+        function: Makes the tensor.
+        arguments: Its positional arguments, with origins in place of tensors.
+        keywords: Its named arguments; no tensors.
+        autocast: Brings back the types of that time; None where autocast was off.
+        scope: Number of the block it was made in.
+        nbytes: Bytes that it writes.
+
     Attributes:
         effort: Bytes that making it writes, its ingredients included.
         leaves: Where it ends.
@@ -77,6 +98,7 @@ class Recipe:
         "_arguments",
         "_autocast",
         "_function",
+        "_ingredients",
         "_keywords",
         "_scope",
         "_value",
@@ -88,10 +110,10 @@ class Recipe:
     def __init__(
         self,
         function: Function,
-        arguments: Any,
+        arguments: list[Any],
         keywords: dict[str, Any],
         *,
-        autocast: Autocast,
+        autocast: Context | None,
         scope: int,
         nbytes: int,
     ) -> None:
@@ -99,22 +121,29 @@ class Recipe:
         self._autocast, self._scope = autocast, scope
         self._value: Any = None
         self._waiting = 0
+        self._ingredients: list[Recipe] = []
         self.effort = nbytes
-        self.leaves: set[Leaf] = set()
-        for item in ingredients(arguments):
-            if isinstance(item, Recipe):
+        self.leaves: frozenset[Leaf] = frozenset()
+        self._find_ingredients(arguments)
+
+    def _find_ingredients(self, arguments: Any) -> None:
+        for item in arguments:
+            kind = type(item)
+            if kind is Recipe:
+                self._ingredients.append(item)
                 self.effort += item.effort
-                self.leaves |= item.leaves
-            else:
-                self.leaves.add(item)
+                self.leaves = self.leaves | item.leaves if self.leaves else item.leaves
+            elif kind is Leaf:
+                self.leaves = self.leaves | {item}
+            elif kind is list or kind is tuple:
+                self._find_ingredients(item)
 
     def expect(self) -> None:
         """Announce that the result will be asked for once more."""
         self._waiting += 1
         if self._waiting == 1:
-            for item in ingredients(self._arguments):
-                if isinstance(item, Recipe):
-                    item.expect()
+            for item in self._ingredients:
+                item.expect()
 
     def release(self) -> None:
         """Take an announcement back."""
@@ -123,9 +152,8 @@ class Recipe:
         self._waiting -= 1
         if self._waiting == 0:
             self._value = None
-            for item in ingredients(self._arguments):
-                if isinstance(item, Recipe):
-                    item.release()
+            for item in self._ingredients:
+                item.release()
 
     def get(self) -> torch.Tensor:
         """Return the result to one who announced it."""
@@ -137,44 +165,43 @@ class Recipe:
         if self._value is not None:
             return self._value
         arguments = _made(self._arguments, scope)
-        enabled, dtype = self._autocast
-        if enabled:
-            with torch.autocast(_device_type(arguments), dtype=dtype):
-                value = self._function(*arguments, **self._keywords)
-        else:
+        with self._types_of_then(arguments):
             value = self._function(*arguments, **self._keywords)
         if self._waiting > 1 and scope == self._scope:
             self._value = value
         return value
 
+    def _types_of_then(self, arguments: Any) -> contextlib.AbstractContextManager[Any]:
+        """Return autocast as it was in forward; backward may be called inside or outside of it."""
+        if self._autocast is not None:
+            return self._autocast()
+        kind = _device_type(arguments)
+        return _AS_IT_IS if lowered_dtype(kind) is None else torch.autocast(kind, enabled=False)
 
-def ingredients(arguments: Any) -> Iterator[Recipe | Leaf]:
-    """Walk through the recipes and leaves among arguments, lists and tuples included."""
-    for item in arguments:
-        if isinstance(item, Recipe | Leaf):
-            yield item
-        elif isinstance(item, list | tuple):
-            yield from ingredients(item)
+
+_AS_IT_IS = contextlib.nullcontext()
+Origin: TypeAlias = Recipe | Leaf | Exact
 
 
 def _made(arguments: Any, scope: int) -> list[Any]:
     made: list[Any] = []
     for item in arguments:
-        if isinstance(item, Recipe):
-            made.append(item._make(scope))  # pyright: ignore[reportPrivateUsage]
-        elif isinstance(item, Leaf):
+        kind = type(item)
+        if kind is Recipe:
+            made.append(item._make(scope))
+        elif kind is Leaf or kind is Exact:
             made.append(item.get())
-        elif isinstance(item, list | tuple):
-            made.append(type(item)(_made(item, scope)))  # pyright: ignore[reportUnknownArgumentType]
+        elif kind is list or kind is tuple:
+            made.append(kind(_made(item, scope)))
         else:
             made.append(item)
     return made
 
 
-def _device_type(arguments: list[Any]) -> str:
+def _device_type(arguments: Any) -> str:
     for item in arguments:
         if isinstance(item, torch.Tensor):
             return item.device.type
-        if isinstance(item, list | tuple) and item:
-            return _device_type(list(item))  # pyright: ignore[reportUnknownArgumentType]
+        if type(item) in (list, tuple) and item:
+            return _device_type(item)
     return "cpu"

@@ -1,19 +1,23 @@
 """Which functions are cheap enough to run again, and the few that need care when they are.
 
 Everything here gives the same bits when called twice with the same arguments, draws no random numbers and changes
-nothing. A function that is not named is not run again: what autograd keeps of it stays kept.
+nothing (``instance_norm``, which may record statistics, is not here). A function that is not named is not run again:
+what autograd keeps of it stays kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+
+from ullage.memory.lowering import LOWERED
 
 Function = Callable[..., Any]
 T: Any = torch.Tensor
+F: Any = torch.nn.functional
 
 _VIEWS: tuple[Function, ...] = (
     T.chunk, torch.chunk, T.split, torch.split, T.unbind, torch.unbind, T.narrow, torch.narrow, T.select, torch.select,
@@ -36,31 +40,60 @@ _ACTIVATIONS: tuple[Function, ...] = (
     F.gelu, F.softplus, F.sigmoid, F.tanh, F.logsigmoid, F.glu, F.prelu, F.softmax, torch.softmax, T.softmax,
 )  # fmt: skip
 _NORMS_AND_POOLS: tuple[Function, ...] = (
-    F.layer_norm, F.group_norm, F.instance_norm, F.normalize, F.interpolate, F.upsample, F.avg_pool2d,
+    F.layer_norm, F.group_norm, F.normalize, F.interpolate, F.upsample, F.avg_pool2d,
     F.adaptive_avg_pool2d, torch.max_pool2d, F.max_pool1d, F.adaptive_max_pool2d, F.max_pool2d,
 )  # fmt: skip
 
-CHEAP: frozenset[Function] = frozenset((*_VIEWS, *_ARITHMETIC, *_ASSEMBLY, *_ACTIVATIONS, *_NORMS_AND_POOLS))
+_CHEAP: tuple[Function, ...] = (*_VIEWS, *_ARITHMETIC, *_ASSEMBLY, *_ACTIVATIONS, *_NORMS_AND_POOLS)
 
-_IN_PLACE_POSITION = {
+_IN_PLACE_POSITION: dict[Function, int] = {
     F.silu: 1, F.relu: 1, F.relu6: 1, F.leaky_relu: 2, F.elu: 2, F.selu: 1, F.celu: 2, F.mish: 1, F.hardswish: 1,
     F.hardsigmoid: 1, F.hardtanh: 3,
 }  # fmt: skip
+_OVERWRITING: tuple[Function, ...] = (
+    T.add_, T.__iadd__, T.sub_, T.__isub__, T.mul_, T.__imul__, T.div_, T.__itruediv__, T.relu_, torch.relu_, T.clamp_,
+    T.sigmoid_, T.tanh_,
+)  # fmt: skip
+
+# What the engine does about a call; one look-up, since every call of a forward pass comes by.
+Role = Literal["cheap", "product", "norm"]
+ROLES: dict[Function, Role] = {
+    **dict.fromkeys(LOWERED, "product"), **dict.fromkeys((*_CHEAP, *_OVERWRITING), "cheap"), F.batch_norm: "norm"
+}  # fmt: skip
+_WITH_WEIGHT = frozenset(
+    (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear)
+)
+
+
+def weight_shape(function: Function, arguments: tuple[Any, ...]) -> Sequence[int] | None:
+    """Return the shape of a layer's weight, None for a product of two maps."""
+    return arguments[1].shape if function in _WITH_WEIGHT and len(arguments) > 1 else None
 
 
 def works_in_place(function: Function, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
     """Whether a call overwrites its first argument."""
+    if function in _ON_A_COPY:
+        return True
     position = _IN_PLACE_POSITION.get(function)
-    if position is None:
+    if position is None or not arguments:
         return False
     return bool(arguments[position] if len(arguments) > position else keywords.get("inplace", False))
 
 
 def out_of_place(
-    function: Function, arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of the same call without overwriting."""
-    return arguments[: _IN_PLACE_POSITION[function]], {k: v for k, v in keywords.items() if k != "inplace"}
+    function: Function, arguments: list[Any], keywords: dict[str, Any]
+) -> tuple[Function, list[Any], dict[str, Any]]:
+    """Return a call that makes the same without overwriting."""
+    if function in _ON_A_COPY:
+        return _ON_A_COPY[function], arguments, keywords
+    return function, arguments[: _IN_PLACE_POSITION[function]], {k: v for k, v in keywords.items() if k != "inplace"}
+
+
+def _on_a_copy(function: Function, x: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+    return function(x.clone(), *arguments, **keywords)
+
+
+_ON_A_COPY: dict[Function, Function] = {f: functools.partial(_on_a_copy, f) for f in _OVERWRITING}
 
 
 def normalise(
@@ -68,9 +101,9 @@ def normalise(
 ) -> torch.Tensor:
     """The affine half of BatchNorm on a CPU, from the statistics of its run in training.
 
-    ATen computes ``x * (scale * weight) + (bias - mean * scale * weight)`` in training and in evaluation, where it takes
-    ``scale`` from the running variance. A variance of one, with no epsilon, and the scale put into the weight give
-    the same three numbers, so the same bits, without the two passes that gather statistics.
+    ATen computes ``x * (scale * weight) + (bias - mean * scale * weight)`` in training and in evaluation, where it
+    takes ``scale`` from the running variance. A variance of one, with no epsilon, and the scale put into the weight
+    give the same three numbers, so the same bits, without the two passes that gather statistics.
     """
     weight_C = scale_C if weight is None else scale_C * weight
     bias_C = torch.zeros_like(mean_C) if bias is None else bias

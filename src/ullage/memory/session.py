@@ -1,44 +1,65 @@
 """What happens during one forward pass under the engine: what was made from what, and what autograd gets to keep.
 
-A ``Session`` lives as long as the outermost forward call. Inside it, ``Recording`` (technique ``recompute``) notes cheap
-results; ``Replay`` (technique ``block``) keeps what enters a block and runs the block again in backward, with a session
-of its own when the block is nested.
+A ``Session`` lives as long as the outermost forward call. Inside it, ``Recording`` (technique ``recompute``) notes
+cheap results; ``Replay`` (technique ``block``) keeps what enters a block and runs the block again in backward, with a
+session of its own when the block is nested.
 """
 
 from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,  # pyright: ignore[reportPrivateUsage]
+    _pop_mode_temporarily,  # pyright: ignore[reportPrivateUsage]
+)
 
-from ullage.memory.keeping import Storage, storage_bytes, storage_id
-from ullage.memory.lowering import LOWERED, lowered_dtype
-from ullage.memory.recipes import Autocast, Leaf, Recipe
-from ullage.memory.rules import CHEAP, normalise, normalise_again, out_of_place, works_in_place
+from ullage.memory.keeping import TINY_BYTES, Exact, Held, Noise, Storage, storage_bytes
+from ullage.memory.lowering import autocast_now, lowered_dtype
+from ullage.memory.recipes import Context, Leaf, Origin, Recipe
+from ullage.memory.rules import ROLES, normalise, normalise_again, out_of_place, weight_shape, works_in_place
 
 # Bytes that a recipe may write for each byte of its result. It bounds the time where residual sums form long chains.
 MAX_EFFORT = 16
 
-Key = tuple[Any, ...]
+Key: TypeAlias = tuple[Any, ...]
+_functorch_is_active: Any = torch._C._are_functorch_transforms_active  # pyright: ignore[reportPrivateUsage]
+
+
+class _NotKnowable(Exception):
+    """A call that cannot be noted: a tensor without plain memory, or a tensor in a named argument."""
 
 
 def key_of(tensor: torch.Tensor) -> Key:
     """Identify a tensor among all views of living storages."""
-    return storage_id(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    return (
+        tensor.untyped_storage()._cdata,  # pyright: ignore[reportPrivateUsage]
+        tensor.storage_offset(),
+        tensor.shape,
+        tensor.stride(),
+        tensor.dtype,
+        tensor.is_neg(),
+    )
+
+
+def has_plain_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is what its storage and strides say: not sparse, nested or (lazily) conjugated."""
+    return tensor.layout is torch.strided and not tensor.is_complex()
 
 
 class Session:
     """The tensors of one forward pass that can be made again, and those that are held."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, noise: Noise) -> None:
         self.storage: Storage = storage
+        self.noise = noise
         self.scope = 0
-        self.generator: torch.Generator | None = None
         self._known: dict[Key, tuple[weakref.ref[Any], int, Recipe | Leaf]] = {}
         self._held: dict[int, weakref.ref[Any]] = {}
 
@@ -47,61 +68,84 @@ class Session:
         self._known.clear()
         self._held.clear()
 
-    def note(self, tensor: torch.Tensor, origin: Recipe | Leaf) -> None:
+    def note(self, key: Key, tensor: torch.Tensor, origin: Recipe | Leaf) -> None:
         """Remember where a tensor comes from."""
-        self._known[key_of(tensor)] = weakref.ref(tensor.untyped_storage()), tensor._version, origin  # pyright: ignore[reportPrivateUsage]
+        self._known[key] = weakref.ref(tensor.untyped_storage()), tensor._version, origin  # pyright: ignore[reportPrivateUsage]
 
-    def origin(self, tensor: torch.Tensor) -> Recipe | Leaf | None:
+    def find(self, key: Key, tensor: torch.Tensor) -> Recipe | Leaf | None:
         """Return where a tensor comes from, unless it is unknown or was changed in place since."""
-        entry = self._known.get(key_of(tensor))
-        if entry is None or entry[0]() is None or entry[1] != tensor._version:  # pyright: ignore[reportPrivateUsage]
+        entry = self._known.get(key)
+        if entry is None or entry[1] != tensor._version or entry[0]() is None:  # pyright: ignore[reportPrivateUsage]
             return None
         return entry[2]
 
-    def origin_or_leaf(self, tensor: torch.Tensor) -> Recipe | Leaf:
-        """Return where a tensor comes from; one of unknown origin becomes a leaf."""
-        known = self.origin(tensor)
+    def origin(self, tensor: torch.Tensor) -> Origin:
+        """Return where an argument comes from. One of unknown origin becomes a leaf; a tiny one is copied."""
+        if tensor.untyped_storage().nbytes() <= TINY_BYTES:
+            own = tensor.is_leaf and tensor.requires_grad  # parameters do not change between forward and backward
+            return Exact(tensor.detach() if own else tensor.detach().clone())
+        key = key_of(tensor)
+        known = self.find(key, tensor)
         if known is None:
-            known = Leaf(tensor)
-            self.note(tensor, known)
+            known = Leaf(tensor, key[0])
+            self.note(key, tensor, known)
+        elif type(known) is Leaf:
+            known.meet(tensor)
         return known
 
-    def keep(self, tensor: torch.Tensor) -> Recipe | Leaf:
-        """Choose what autograd holds in place of a tensor that it wants to keep."""
-        known = self.origin(tensor)
-        if isinstance(known, Recipe):
-            if self.is_worth_it(known, tensor):
-                self._hold_leaves(known)
-                known.expect()
-                return known
-            known = None
-        if known is None:
-            known = Leaf(tensor)
-            self.note(tensor, known)
-        self._hold(known, tensor)
+    def keep(self, tensor: torch.Tensor) -> Recipe | Leaf | Exact:
+        """Choose what is held in place of a tensor, which must be detached."""
+        if not has_plain_memory(tensor) or tensor.untyped_storage().nbytes() <= TINY_BYTES:
+            return Exact(tensor)
+        key = key_of(tensor)
+        known = self.find(key, tensor)
+        if type(known) is Recipe and self.is_worth_it(known, tensor):
+            self._hold_leaves(known)
+            known.expect()
+            return known
+        if type(known) is Leaf:
+            known.meet(tensor)
+        else:
+            known = Leaf(tensor, key[0])
+            self.note(key, tensor, known)
+        known.keep(self.storage, self.noise)
+        self._held[key[0]] = weakref.ref(tensor.untyped_storage())
         return known
+
+    def can_be_overwritten(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor could be made again, with the same strides, after it was overwritten."""
+        if not has_plain_memory(tensor) or tensor.untyped_storage().nbytes() <= TINY_BYTES:
+            return False
+        return type(self.find(key_of(tensor), tensor)) is Recipe and _is_dense(tensor)
 
     def is_worth_it(self, recipe: Recipe, tensor: torch.Tensor) -> bool:
         """Whether the recipe needs less memory than the tensor that it makes, and not too much time."""
         nbytes = storage_bytes(tensor)
-        if recipe.effort > MAX_EFFORT * nbytes or not all(leaf.can_be_held() for leaf in recipe.leaves):
+        if recipe.effort > MAX_EFFORT * nbytes:
             return False
-        more = {leaf.storage: leaf.nbytes for leaf in recipe.leaves if not self._is_held(leaf)}
+        more: dict[int, int] = {}
+        for leaf in recipe.leaves:
+            if not leaf.can_be_had():
+                return False
+            if not self._is_there(leaf):
+                more[leaf.storage] = leaf.nbytes
         return sum(more.values()) < nbytes
 
-    def _is_held(self, leaf: Leaf) -> bool:
+    def _is_there(self, leaf: Leaf) -> bool:
         if leaf.free or leaf.is_held:
             return True
         storage = self._held.get(leaf.storage)
         return self.storage == "exact" and storage is not None and storage() is not None
 
+    def let_go(self, leaf: Leaf, recipe: Recipe) -> None:
+        """Put a recipe in place of a result that is held."""
+        self._hold_leaves(recipe)
+        leaf.become(recipe)
+        self._held.pop(leaf.storage, None)
+
     def _hold_leaves(self, recipe: Recipe) -> None:
         for leaf in recipe.leaves:
-            leaf.keep(self.storage, self.generator)
-
-    def _hold(self, leaf: Leaf, tensor: torch.Tensor) -> None:
-        leaf.keep(self.storage, self.generator)
-        self._held[leaf.storage] = weakref.ref(tensor.untyped_storage())
+            leaf.keep(self.storage, self.noise)
 
 
 class Recording(TorchFunctionMode):
@@ -115,13 +159,16 @@ class Recording(TorchFunctionMode):
     def __init__(self, session: Session, *, notes: bool) -> None:
         super().__init__()
         self.session, self.notes = session, notes
-        self._kept_now: list[tuple[int, Leaf]] = []
+        self._results: list[Leaf] | None = None  # what autograd keeps during the call that is being noted
+        self._weight: Sequence[int] | None = None
 
-    def pack(self, tensor: torch.Tensor) -> Recipe | Leaf:
+    def pack(self, tensor: torch.Tensor) -> Held:
         """Autograd wants to keep a tensor."""
+        if self._weight is not None and tensor.shape == self._weight:
+            return Exact(tensor)
         held = self.session.keep(tensor)
-        if isinstance(held, Leaf):
-            self._kept_now.append((storage_id(tensor), held))
+        if self._results is not None and type(held) is Leaf:
+            self._results.append(held)
         return held
 
     @contextlib.contextmanager
@@ -132,86 +179,54 @@ class Recording(TorchFunctionMode):
         self.notes, session.storage = notes, storage
         session.scope += 1
         try:
-            yield
+            with contextlib.nullcontext() if notes or storage != "exact" else self.aside():
+                yield
         finally:
             self.notes, session.storage = before
             session.scope += 1
 
+    @contextlib.contextmanager
+    def aside(self) -> Generator[None]:
+        """Leave the stack of function modes where that is possible: calls that nobody watches cost nothing."""
+        if _get_current_function_mode() is not self:
+            yield
+            return
+        with _pop_mode_temporarily():
+            yield
+
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.session.close()
-        self._kept_now.clear()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        keywords = kwargs or {}
-        if not self.notes or not torch.is_grad_enabled():
+        role = ROLES.get(func)
+        keywords: dict[str, Any] = kwargs or {}
+        if role is None or not torch.is_grad_enabled() or _functorch_is_active():
             return func(*args, **keywords)
-        if func in LOWERED:
-            return func(*self._lowered(args), **keywords)
-        if func is F.batch_norm:
+        if role == "product":
+            return self._product(func, args, keywords)
+        if not self.notes:
+            return func(*args, **keywords)
+        if role == "norm":
             return self._batch_norm(*args, **keywords)
-        if func not in CHEAP or "out" in keywords:
-            return func(*args, **keywords)
         return self._cheap(func, args, keywords)
 
-    def _cheap(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
-        in_place = works_in_place(func, args, keywords)
-        session = self.session
-        origins = [self._origin(item) for item in args]
-        if in_place and not isinstance(origins[0], Recipe):
-            return func(*args, **keywords)  # what it overwrites cannot be had again
-        named = {name: self._origin(item) for name, item in keywords.items()}
-        if any(isinstance(item, Recipe | Leaf) for item in named.values()):
+    def _product(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
+        """Call a convolution or matrix product; its weight is kept as it is, however maps are held."""
+        if self.notes:
+            args = self._lowered(args)
+        if self.session.storage == "exact":
             return func(*args, **keywords)
-        self._kept_now.clear()
-        out = func(*args, **keywords)
-        if in_place:
-            origins, named = out_of_place(func, tuple(origins), named)
-            origins = list(origins)
-        self._note(func, origins, named, out, session)
-        return out
-
-    def _origin(self, item: Any) -> Any:
-        if isinstance(item, torch.Tensor):
-            return self.session.origin_or_leaf(item)
-        if type(item) in (list, tuple) and any(isinstance(x, torch.Tensor) for x in item):
-            return type(item)([self._origin(x) for x in item])
-        return item
-
-    def _note(self, func: Any, origins: Any, named: dict[str, Any], out: Any, session: Session) -> None:
-        autocast = _autocast_of(out)
-        if isinstance(out, torch.Tensor):
-            self._note_one(Recipe(func, origins, named, autocast=autocast, scope=session.scope,
-                                  nbytes=self._written(out, origins)), out)  # fmt: skip
-        elif isinstance(out, list | tuple):
-            whole = Recipe(func, origins, named, autocast=autocast, scope=session.scope, nbytes=0)
-            for index, item in enumerate(out):
-                if isinstance(item, torch.Tensor):
-                    self._note_one(Recipe(_item, [whole, index], {}, autocast=autocast, scope=session.scope, nbytes=0),
-                                   item)  # fmt: skip
-
-    def _note_one(self, recipe: Recipe, out: torch.Tensor) -> None:
-        before = self.session.origin(out)
-        if before is not None and not any(leaf is before for _, leaf in self._kept_now):
-            return  # the call returned its argument
-        self.session.note(out, recipe)
-        own = storage_id(out)
-        for storage, leaf in self._kept_now:  # operators like relu keep their own result
-            if storage == own and leaf not in recipe.leaves and self.session.is_worth_it(recipe, out):
-                self.session._hold_leaves(recipe)
-                leaf.become(recipe)
-        self._kept_now.clear()
-
-    @staticmethod
-    def _written(out: torch.Tensor, origins: Any) -> int:
-        own = storage_id(out)
-        leaves = [x for x in origins if isinstance(x, Leaf)]
-        if out._is_view() or any(leaf.storage == own for leaf in leaves):
-            return 0
-        return out.numel() * out.element_size()
+        self._weight = weight_shape(func, args)
+        try:
+            return func(*args, **keywords)
+        finally:
+            self._weight = None
 
     def _lowered(self, args: Any) -> Any:
-        dtype = lowered_dtype(args[0].device.type)
+        """Make autocast's copies before the call: they are known then, and can be made again."""
+        first = next((item for item in args if isinstance(item, torch.Tensor)), None)
+        dtype = None if first is None else lowered_dtype(_device_type(first))
         if dtype is None:
             return args
         return tuple(
@@ -221,9 +236,74 @@ class Recording(TorchFunctionMode):
             for item in args
         )
 
+    def _cheap(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
+        """Call a cheap function and note how its result was made."""
+        in_place = works_in_place(func, args, keywords)
+        if in_place and not self.session.can_be_overwritten(args[0]):
+            return func(*args, **keywords)
+        try:
+            origins: list[Any] = [self._origin(item) for item in args]
+            for item in keywords.values():
+                _refuse_tensors(item)
+        except _NotKnowable:
+            return func(*args, **keywords)
+        self._results = []
+        try:
+            out = func(*args, **keywords)
+            if in_place:
+                func, origins, keywords = out_of_place(func, origins, keywords)
+            self._note(func, origins, keywords, out)
+        finally:
+            self._results = None
+        return out
+
+    def _origin(self, item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            if not has_plain_memory(item):
+                raise _NotKnowable
+            return self.session.origin(item)
+        if type(item) in (list, tuple) and any(isinstance(x, torch.Tensor) for x in item):
+            return type(item)([self._origin(x) for x in item])
+        return item
+
+    def _note(self, func: Any, origins: list[Any], keywords: dict[str, Any], out: Any) -> None:
+        scope = self.session.scope
+        if isinstance(out, torch.Tensor):
+            key = self._key_of_new(out)
+            if key is not None:
+                written = 0 if out._is_view() or _shares(key[0], origins) else out.nbytes
+                recipe = Recipe(func, origins, keywords, autocast=_autocast(out), scope=scope, nbytes=written)
+                self._note_one(recipe, key, out)
+        elif isinstance(out, list | tuple) and out and isinstance(out[0], torch.Tensor):
+            autocast = _autocast(out[0])
+            whole = Recipe(func, origins, keywords, autocast=autocast, scope=scope, nbytes=0)
+            for index, item in enumerate(out):
+                key = self._key_of_new(item) if isinstance(item, torch.Tensor) else None
+                if key is not None:
+                    recipe = Recipe(_item, [whole, index], {}, autocast=autocast, scope=scope, nbytes=0)
+                    self._note_one(recipe, key, item)
+
+    def _key_of_new(self, out: torch.Tensor) -> Key | None:
+        """Return the key of a result that is worth noting: not tiny, and not one of the arguments."""
+        if not has_plain_memory(out) or out.untyped_storage().nbytes() <= TINY_BYTES:
+            return None
+        key = key_of(out)
+        before = self.session.find(key, out)
+        new = before is None or any(leaf is before for leaf in self._results or ())
+        return key if new else None
+
+    def _note_one(self, recipe: Recipe, key: Key, out: torch.Tensor) -> None:
+        session = self.session
+        for leaf in self._results or ():  # operators like relu keep their own result
+            if leaf.storage == key[0] and leaf not in recipe.leaves:
+                if not session.is_worth_it(recipe, out):
+                    return
+                session.let_go(leaf, recipe)
+        session.note(key, out, recipe)
+
     def _batch_norm(
         self,
-        x: torch.Tensor,
+        input: torch.Tensor,
         running_mean: torch.Tensor | None,
         running_var: torch.Tensor | None,
         weight: torch.Tensor | None = None,
@@ -232,32 +312,52 @@ class Recording(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> torch.Tensor:
-        session = self.session
-        if not training:
-            out = F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-            fixed = [
-                session.origin_or_leaf(t) if t is not None else None
-                for t in (x, running_mean, running_var, weight, bias)
-            ]
-            self._note(F.batch_norm, [*fixed, False, momentum, eps], {}, out, session)
-            return out
-        origins = [session.origin_or_leaf(t) if t is not None else None for t in (x, weight, bias)]
-        if x.device.type == "cpu" and x.dim() > 2:
+        statistics = () if training else (running_mean, running_var)
+        try:
+            x, *origins = [self._origin(item) for item in (input, *statistics, weight, bias)]
+        except _NotKnowable:
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        one_value = input.numel() <= input.shape[1]  # F.batch_norm refuses it
+        if training and input.is_cpu and input.dim() > 2 and not one_value:
             out, mean_C, scale_C = torch.native_batch_norm(
-                x, weight, bias, running_mean, running_var, True, momentum, eps
+                input, weight, bias, running_mean, running_var, True, momentum, eps
             )
-            self._note(normalise, [*origins, mean_C, scale_C], {}, out, session)
+            self._note(normalise, [x, *origins, mean_C, scale_C], {}, out)
             return out
-        out = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
-        self._note(normalise_again, [*origins, momentum, eps], {}, out, session)
+        out = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if training:
+            self._note(normalise_again, [x, *origins, momentum, eps], {}, out)
+        else:
+            self._note(F.batch_norm, [x, *origins, False, momentum, eps], {}, out)
         return out
+
+
+def _refuse_tensors(item: Any) -> None:
+    if isinstance(item, torch.Tensor):
+        raise _NotKnowable
+    if type(item) in (list, tuple):
+        for one in item:
+            _refuse_tensors(one)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    formats = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+    dims = {torch.channels_last: 4, torch.channels_last_3d: 5}
+    return any(tensor.is_contiguous(memory_format=f) for f in formats if dims.get(f, tensor.dim()) == tensor.dim())
+
+
+def _shares(storage: int, origins: list[Any]) -> bool:
+    return any(type(item) is Leaf and item.storage == storage for item in origins)
 
 
 def _item(items: Any, index: int) -> torch.Tensor:
     return items[index]
 
 
-def _autocast_of(out: Any) -> Autocast:
-    first = out if isinstance(out, torch.Tensor) else out[0]
-    kind = first.device.type
-    return torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+def _device_type(tensor: torch.Tensor) -> str:
+    return "cpu" if tensor.is_cpu else tensor.device.type
+
+
+def _autocast(out: torch.Tensor) -> Context | None:
+    kind = _device_type(out)
+    return None if lowered_dtype(kind) is None else autocast_now(kind)
