@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from ullage.config.base import Section
+from ullage.errors import ConfigError
+from ullage.units import parse_bytes
 
 
 class MemorySettings(Section):
-    """Memory techniques."""
+    """Memory budget and techniques."""
 
-    gradient_checkpointing: bool = Field(default=False, description="keep block boundaries only, recompute the rest")
+    memory: str | None = Field(
+        default=None,
+        description="budget such as '8GB': tensors on a CPU, the whole process on a GPU; None plans nothing",
+    )
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto", description="True recomputes cheap results everywhere, False nowhere; auto as the budget needs"
+    )
+    technique: str = Field(
+        default="auto", description="technique of every block: none, recompute, block, nested, recompute+int8 ...; auto"
+    )
+    micro_batch: int | None = Field(default=None, ge=1, description="images of one forward pass; None plans it")
+    on_oom: Literal["replan", "raise"] = Field(
+        default="replan", description="out of memory: redo the step in less memory, or stop"
+    )
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: object) -> object:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"{value!r} is not an amount of memory; write it like '8GB'")
+        try:
+            parse_bytes(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return str(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MemorySettings:
+        if self.technique != "auto" and self.gradient_checkpointing != "auto":
+            raise ValueError(
+                f"technique={self.technique} and gradient_checkpointing={self.gradient_checkpointing} both choose how to "
+                "save memory: give one of them"
+            )
+        return self
+
+    @property
+    def wanted_technique(self) -> str:
+        """The technique that was asked for, ``"auto"`` when the budget decides."""
+        if self.gradient_checkpointing == "auto":
+            return self.technique
+        return "recompute" if self.gradient_checkpointing else "none"

@@ -8,9 +8,13 @@ positive, rounded up; a test holds them to measurements, from both sides.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from ullage.losses.assigner import DECODE_ROWS, MAX_PAIRS, TOP
 from ullage.losses.detection import CHUNK_LOGITS
+from ullage.nn.outputs import RawDetections
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,48 @@ def worst_case_bytes(
     gradients = everywhere * (bins + classes) * element_bytes
     backward = kept + gradients + positives * 4 * max(4 * bins, 2 * classes) + 2 * part
     return LossBytes(max(assigning, losing), kept, backward)
+
+
+class WorstCaseLoss:
+    """Stands in for ``DetectionLoss`` where a step is traced without data: it takes the memory of the worst batch.
+
+    Args:
+        boxes: Boxes in all images of the batch together, at most.
+    """
+
+    def __init__(self, *, boxes: int) -> None:
+        self.boxes = boxes
+
+    def __call__(self, raw: RawDetections) -> torch.Tensor:
+        """Return a scalar of no meaning that depends on the raw outputs; backward makes their gradients."""
+        total: torch.Tensor = _Take.apply(raw.bins_BAR, raw.logits_BAK, self.boxes)
+        return total
+
+
+class _Take(torch.autograd.Function):
+    """Allocates and frees what the loss would."""
+
+    @staticmethod
+    def forward(ctx: Any, bins_BAR: torch.Tensor, logits_BAK: torch.Tensor, boxes: int) -> torch.Tensor:
+        batch, anchors, classes = logits_BAK.shape
+        limits = worst_case_bytes(
+            batch=batch, boxes=boxes, anchors=anchors, classes=classes, bins=bins_BAR.shape[2],
+            element_bytes=logits_BAK.element_size(),
+        )  # fmt: skip
+        ctx.bins_shape, ctx.bins_dtype = bins_BAR.shape, bins_BAR.dtype
+        gradients = (bins_BAR.numel() + logits_BAK.numel()) * logits_BAK.element_size()
+        ctx.scratch = max(limits.backward_peak_bytes - limits.kept_bytes - gradients, 0)
+        _bytes(logits_BAK, limits.forward_peak_bytes)
+        ctx.save_for_backward(logits_BAK, _bytes(logits_BAK, limits.kept_bytes))
+        return logits_BAK.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        logits_BAK, kept = ctx.saved_tensors
+        gradients = logits_BAK.new_empty(ctx.bins_shape, dtype=ctx.bins_dtype), torch.empty_like(logits_BAK)
+        _bytes(kept, ctx.scratch)
+        return *gradients, None
+
+
+def _bytes(like: torch.Tensor, count: int) -> torch.Tensor:
+    return like.new_empty(count, dtype=torch.uint8)

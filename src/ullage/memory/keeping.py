@@ -83,7 +83,8 @@ class Exact:
     __slots__ = ("_tensor", "_version")
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
+        # Autograd hands over tensors with their graph; kept like that, graph and tensor would keep each other alive.
+        self._tensor = tensor if tensor.grad_fn is None else tensor.detach()
         self._version = tensor._version  # pyright: ignore[reportPrivateUsage]
 
     def is_unchanged(self) -> bool:

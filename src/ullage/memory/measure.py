@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from ullage.memory.apply import apply_techniques
 from ullage.memory.estimate import device_kind, techniques_of
+from ullage.memory.ledger import Ledger
 from ullage.memory.plan import Plan
 from ullage.memory.trace import HasTotal, OptimizerLike, PrecisionName, Setting, Step, precision_context, run_step
 
@@ -43,8 +44,10 @@ def measure(
     technique: str | Mapping[str, str] = "none",
     precision: PrecisionName | None = None,
     average: bool = False,
+    standing: Mapping[str, Sequence[torch.Tensor]] | None = None,
+    once: bool = False,
 ) -> Measured:
-    """Run a step under a plan (or a technique) three times: to warm up, to take the time, to count the bytes.
+    """Run a step under a plan (or a technique): to warm up, to take the time, and a third time to count the bytes.
 
     Weights and optimizer are left as they are: nothing is updated. BatchNorm's statistics, which move in every forward
     pass, and the random numbers are put back.
@@ -58,6 +61,8 @@ def measure(
         technique: Without a plan, the technique of every block, or by name of the submodule.
         precision: Type of matrix products; None leaves it to the step.
         average: Count a moving average of the weights.
+        standing: Tensors by category that are there beside the step and are counted with it.
+        once: Only count; the time is then that of a step being counted, longer than usual.
     """
     kind = device_kind(model, None)
     if plan is not None:
@@ -67,15 +72,22 @@ def measure(
     buffers = [(b, b.clone()) for b in model.buffers()]
     random = torch.get_rng_state()
     try:
-        with apply_techniques(model, techniques):
-            _plain_step(step, model, batch, setting)
-            began = time.perf_counter()
-            _plain_step(step, model, batch, setting)
-            seconds = time.perf_counter() - began
+        seconds = 0.0
+        if not once:
+            with apply_techniques(model, techniques):
+                _plain_step(step, model, batch, setting)
+                began = time.perf_counter()
+                _plain_step(step, model, batch, setting)
+                seconds = time.perf_counter() - began
         if kind == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        trace = run_step(step, model, batch, techniques=techniques, setting=setting)
-        peak = trace.ledger.peak()
+        ledger = Ledger()
+        for category, tensors in (standing or {}).items():
+            ledger.enter(tensors, category)
+        began = time.perf_counter()
+        run_step(step, model, batch, techniques=techniques, setting=setting, ledger=ledger)
+        seconds = seconds or time.perf_counter() - began
+        peak = ledger.peak()
         if kind == "cuda":
             return Measured(
                 torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), peak.by_category(), seconds

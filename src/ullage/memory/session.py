@@ -195,7 +195,7 @@ class Recording(TorchFunctionMode):
             yield
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # pyright: ignore[reportUnknownMemberType]
         self.session.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -274,7 +274,7 @@ class Recording(TorchFunctionMode):
                 written = 0 if out._is_view() or _shares(key[0], origins) else out.nbytes
                 recipe = Recipe(func, origins, keywords, autocast=_autocast(out), scope=scope, nbytes=written)
                 self._note_one(recipe, key, out)
-        elif isinstance(out, list | tuple) and out and isinstance(out[0], torch.Tensor):
+        elif type(out) in (list, tuple) and out and isinstance(out[0], torch.Tensor):
             autocast = _autocast(out[0])
             whole = Recipe(func, origins, keywords, autocast=autocast, scope=scope, nbytes=0)
             for index, item in enumerate(out):

@@ -43,7 +43,8 @@ class EpochDone:
         lr: Learning rates at the end of the epoch by group.
         seconds: Wall time of training, and of evaluation.
         images_per_second: Training throughput.
-        memory_bytes: Measured peak: allocated on a GPU, resident size of the process on a CPU.
+        memory_bytes: Measured peak: reserved on a GPU, resident size of the process on a CPU.
+        predicted_bytes: What the plan predicted for it: reserved on a GPU, live tensors on a CPU; 0 without a plan.
         is_best: Whether this is the best epoch so far.
     """
 
@@ -56,6 +57,22 @@ class EpochDone:
     images_per_second: float
     memory_bytes: int
     is_best: bool
+    predicted_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """Memory ran out, nothing was lost, and the run goes on.
+
+    Attributes:
+        where: ``"a training step"`` or ``"validation"``.
+        reason: What the allocator said.
+        plan: What is done from now on.
+    """
+
+    where: str
+    reason: str
+    plan: str
 
 
 @dataclass(frozen=True)
@@ -76,4 +93,4 @@ class Notice:
     message: str
 
 
-Event = RunStarted | StepDone | EpochDone | RunEnded | Notice
+Event = RunStarted | StepDone | EpochDone | OutOfMemory | RunEnded | Notice

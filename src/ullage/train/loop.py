@@ -11,17 +11,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from ullage.errors import TrainingError
+from ullage.train.accumulate import Accumulator
 from ullage.train.events import EpochDone, RunEnded, RunStarted, StepDone
 from ullage.train.interrupts import StopRequest
 from ullage.train.optim import rescale_and_clip, set_rates, set_training_mode
 from ullage.train.precision import Precision
 from ullage.train.process import peak_memory_bytes
-from ullage.train.protocols import Batches, Evaluate, Listener, Loss, TrainBatch, WriteCheckpoint
+from ullage.train.protocols import Batches, Evaluate, Listener, Loss, MemoryControl, TrainBatch, WriteCheckpoint
 from ullage.train.schedule import Schedule
 from ullage.train.state import Position, TrainState
 
@@ -71,12 +73,17 @@ class Trainer:
         listeners: Sequence[Listener] = (),
         frozen: Sequence[nn.Module] = (),
         forward: nn.Module | None = None,
+        memory: MemoryControl | None = None,
+        on_oom: Literal["replan", "raise"] = "replan",
     ) -> None:
         self.state, self.loss, self.batches, self.evaluate = state, loss, batches, evaluate
         self.schedule, self.precision, self.limits, self.keeping = schedule, precision, limits, keeping
         self.listeners, self.frozen = listeners, frozen
-        self.forward = forward if forward is not None else state.network  # the compiled network shares its weights
-        self.device = next(state.network.parameters()).device
+        self.device, self.memory = next(state.network.parameters()).device, memory
+        self.accumulate = Accumulator(
+            forward if forward is not None else state.network, state.network, loss=loss, precision=precision,
+            scaler=state.scaler, memory=memory, on_oom=on_oom, tell=self.tell,
+        )  # fmt: skip
 
     def fit(self) -> RunEnded:
         """Train until a limit is reached.
@@ -126,15 +133,7 @@ class Trainer:
     def step(self, group: list[TrainBatch], position: Position) -> float:
         """Sum the loss over a group of batches, take one optimiser step and move the average; return the rate."""
         state, images = self.state, sum(batch.images_BCHW.shape[0] for batch in group)
-        parts, normaliser = torch.zeros(len(self.loss.part_names)), torch.zeros(())
-        for batch in group:
-            pixels_B3HW = batch.images_BCHW.to(self.device, non_blocking=True).float().div_(255)
-            targets = batch.targets.to(self.device, non_blocking=True)
-            with self.precision.autocast():
-                raw = self.forward(pixels_B3HW)
-            sums = self.loss(raw, targets)
-            state.scaler.scale(sums.total).backward()
-            parts, normaliser = sums.parts.to(parts.device) + parts, sums.normaliser.to(parts.device) + normaliser
+        parts, normaliser = self.accumulate(group)
 
         position.batch += len(group)
         lr, bias_lr, momentum = self.schedule.rates(
@@ -171,6 +170,7 @@ class Trainer:
         event = EpochDone(
             position.epoch, self.mean_losses(position), metrics, self.current_rates(), position.epoch_seconds,
             eval_seconds, position.images / max(position.epoch_seconds, 1e-9), peak_memory_bytes(self.device), is_best,
+            self.memory.predicted_bytes if self.memory is not None else 0,
         )  # fmt: skip
         epoch = position.epoch
         position.begin_epoch(epoch + 1)

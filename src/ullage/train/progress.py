@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ullage.train.events import EpochDone, Notice, RunEnded, RunStarted, StepDone
+from ullage.train.events import EpochDone, Notice, OutOfMemory, RunEnded, RunStarted, StepDone
 from ullage.units import format_bytes, format_duration
 
 REFRESH_SECONDS = 0.1
@@ -41,6 +41,8 @@ class ConsoleProgress:
         """Show one event."""
         if isinstance(event, Notice):
             self._print(event.message)
+        elif isinstance(event, OutOfMemory):
+            self._print(f"out of memory in {event.where}; nothing is lost, from now on {event.plan}", style="yellow")
         elif isinstance(event, RunStarted):
             self._run, self._clock = event, _Clock()
             self._print(self._header(), style="bold")

@@ -75,6 +75,24 @@ class Batches(Protocol):
         ...
 
 
+class MemoryControl(Protocol):
+    """The memory plan in force."""
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Images of one forward pass at most; None takes each batch whole."""
+        ...
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Peak that was predicted for the plan in force; 0 when none was."""
+        ...
+
+    def tighten(self) -> str | None:
+        """Put the next more frugal plan in force and say what it is; None when there is none left."""
+        ...
+
+
 class Evaluate(Protocol):
     """Judges a network on the validation images."""
 

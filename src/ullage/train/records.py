@@ -174,6 +174,7 @@ def results_row(event: EpochDone, *, earlier_seconds: float = 0.0) -> Row:
         "seconds": event.seconds,
         "eval_seconds": event.eval_seconds,
         "images_per_second": event.images_per_second,
+        "peak_bytes_predicted": event.predicted_bytes,
         "peak_bytes_measured": event.memory_bytes,
     }
 

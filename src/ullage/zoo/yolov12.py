@@ -94,7 +94,7 @@ class AreaBlock(nn.Module):
         self.attn = attention(dim, area)
         self.mlp = nn.Sequential(ConvUnit(dim, hidden), ConvUnit(hidden, dim, activate=False))
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # PyTorch looks at what it draws
                 nn.init.trunc_normal_(module.weight, std=0.02)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
