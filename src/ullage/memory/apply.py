@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ullage.errors import ConfigError
-from ullage.memory.keeping import Exact, Held, Noise, Storage
+from ullage.memory.keeping import Exact, Held, Noise, Storage, without_graph
 from ullage.memory.plan import Plan
 from ullage.memory.replay import Collect, Replay
 from ullage.memory.session import Recording, Session
@@ -161,7 +161,7 @@ class _Wrapped:
         if technique.is_none:
             if recording is None and _state.collect is None:
                 return self.plain(*args, **kwargs)
-            with _scope(recording, "exact"), _keeping(Exact):
+            with _scope(recording, "exact"), _keeping(_as_it_is):
                 return self.plain(*args, **kwargs)
         if recording is not None:
             with recording.scope(technique.storage, notes=technique.recompute), _keeping(recording.pack):
@@ -184,7 +184,7 @@ class _Wrapped:
             aside = contextlib.nullcontext() if recording is None else recording.aside()
             with _during(dry=True), _keeping(replay.issue), aside:
                 out = self.plain(*args, **kwargs)
-            replay.end_first_run(Exact if recording is None else recording.session.keep)
+            replay.end_first_run(_as_it_is if recording is None else recording.session.keep)
         return out
 
 
@@ -203,6 +203,10 @@ def _during(**changes: Any) -> Generator[None]:
 
 def _scope(recording: Recording | None, storage: Storage) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if recording is None else recording.scope(storage, notes=False)
+
+
+def _as_it_is(tensor: torch.Tensor) -> Held:
+    return Exact(without_graph(tensor))
 
 
 def _keeping(keep: Callable[[torch.Tensor], Held]) -> torch.autograd.graph.saved_tensors_hooks:

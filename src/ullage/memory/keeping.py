@@ -56,6 +56,11 @@ def storage_bytes(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
+def without_graph(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor to hold: with its graph, which holds it, it would make a circle that is never freed."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def hold(tensor: torch.Tensor, storage: Storage, noise: Noise) -> Held:
     """Keep a tensor in the given way.
 

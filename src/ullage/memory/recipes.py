@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ullage.memory.keeping import Exact, Held, Noise, Storage, hold, storage_bytes
+from ullage.memory.keeping import Exact, Held, Noise, Storage, hold, storage_bytes, without_graph
 from ullage.memory.lowering import lowered_dtype
 
 Function = Callable[..., Any]
@@ -61,7 +61,7 @@ class Leaf:
         if self._held is None:
             tensor = self._tensor()
             assert tensor is not None, "a tensor is held while it is there, or not at all"
-            detached = tensor.detach() if tensor.requires_grad else tensor
+            detached = without_graph(tensor)
             self._held = Exact(detached) if self.free else hold(detached, storage, noise)
 
     def become(self, recipe: Recipe) -> None:

@@ -81,7 +81,7 @@ class Replay:
         """Keep what entered the block, if there will be a second run.
 
         Args:
-            keep: Chooses how; gets detached tensors.
+            keep: Chooses how.
 
         Raises:
             ConfigError: The block has changed its buffers or its inputs.
@@ -103,7 +103,7 @@ class Replay:
         self._buffers.clear()
         if self._wanted:
             self._inputs = [
-                _Input(keep(x.detach()), x.requires_grad) if isinstance(x, torch.Tensor) else x for x in self._inputs
+                _Input(keep(x), x.requires_grad) if isinstance(x, torch.Tensor) else x for x in self._inputs
             ]
 
     def redeem(self, number: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from torch.overrides import (
     _pop_mode_temporarily,  # pyright: ignore[reportPrivateUsage]
 )
 
-from ullage.memory.keeping import TINY_BYTES, Exact, Held, Noise, Storage, storage_bytes
+from ullage.memory.keeping import TINY_BYTES, Exact, Held, Noise, Storage, storage_bytes, without_graph
 from ullage.memory.lowering import autocast_now, lowered_dtype
 from ullage.memory.recipes import Context, Leaf, Origin, Recipe
 from ullage.memory.rules import ROLES, normalise, normalise_again, out_of_place, weight_shape, works_in_place
@@ -94,9 +94,9 @@ class Session:
         return known
 
     def keep(self, tensor: torch.Tensor) -> Recipe | Leaf | Exact:
-        """Choose what is held in place of a tensor, which must be detached."""
+        """Choose what is held in place of a tensor."""
         if not has_plain_memory(tensor) or tensor.untyped_storage().nbytes() <= TINY_BYTES:
-            return Exact(tensor)
+            return Exact(without_graph(tensor))
         key = key_of(tensor)
         known = self.find(key, tensor)
         if type(known) is Recipe and self.is_worth_it(known, tensor):
@@ -165,7 +165,7 @@ class Recording(TorchFunctionMode):
     def pack(self, tensor: torch.Tensor) -> Held:
         """Autograd wants to keep a tensor."""
         if self._weight is not None and tensor.shape == self._weight:
-            return Exact(tensor)
+            return Exact(without_graph(tensor))
         held = self.session.keep(tensor)
         if self._results is not None and type(held) is Leaf:
             self._results.append(held)
