@@ -12,7 +12,7 @@ from ullage._version import __version__
 
 if TYPE_CHECKING:
     from ullage import memory as memory
-    from ullage.api import predict, train, val
+    from ullage.api import estimate, plan, predict, train, val
     from ullage.yolo import YOLO
 
 _WHERE = {
@@ -20,10 +20,12 @@ _WHERE = {
     "train": "ullage.api",
     "val": "ullage.api",
     "predict": "ullage.api",
+    "plan": "ullage.api",
+    "estimate": "ullage.api",
     "memory": "ullage.memory",
 }
 
-__all__ = ["YOLO", "__version__", "memory", "predict", "train", "val"]
+__all__ = ["YOLO", "__version__", "estimate", "memory", "plan", "predict", "train", "val"]
 
 
 def __getattr__(name: str) -> Any:

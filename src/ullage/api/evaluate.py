@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ullage.api.patient import PatientPredictor
 from ullage.config import EvalSettings
 from ullage.data.batch import Batch
 from ullage.data.index import DetectionSet
@@ -56,6 +57,7 @@ def evaluate(
     loss: DetectionLoss | None = None,
     predictions_file: Path | None = None,
     on_batch: OnBatch | None = None,
+    patient: PatientPredictor | None = None,
 ) -> Evaluation:
     """Run every image, judge what was found.
 
@@ -66,12 +68,14 @@ def evaluate(
         settings: Thresholds.
         loss: Also sum up this loss.
         predictions_file: Also write COCO results there.
+        patient: Takes fewer images at a time when memory runs out; what it learned outlasts the call.
         on_batch: Called with the number of the batch, the batch, and what was found in pixels of the network's input.
 
     Raises:
         DataError: The network knows other classes than the data set.
     """
     check_classes(len(predictor.names), dataset)
+    patient = patient if patient is not None else PatientPredictor()
     evaluator = DetectionEvaluator(names=dataset.names, max_det=settings.max_det)
     clock, sums = _Clock(), None
     with ExitStack() as stack:
@@ -80,7 +84,7 @@ def evaluate(
             writer = stack.enter_context(PredictionsWriter(predictions_file, category_ids=dataset.category_ids))
         for number, batch in enumerate(batches):
             clock.mark("preprocess")
-            raw = predictor(batch.images_BCHW)
+            raw = patient(predictor, batch.images_BCHW)
             clock.mark("inference")
             if loss is not None:
                 with torch.inference_mode():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from ullage import memory
-from ullage.api.models import LoadedModel
-from ullage.config import PlanConfig
+from ullage import memory as engine
+from ullage.config.tools import PlanConfig
 from ullage.data.index import DetectionSet
 from ullage.data.source import open_dataset
 from ullage.losses.bound import WorstCaseLoss
@@ -24,44 +24,77 @@ MOSAIC_TILES = 4
 PrecisionName = Literal["float32", "bf16", "fp16"]
 
 
-def plan(config: PlanConfig) -> Plan:
-    """Find how to train in a budget.
+def plan(
+    *,
+    model: str = "yolov12n",
+    batch: int = 16,
+    imgsz: int | tuple[int, int] = 640,
+    memory: str | int | None = None,
+    data: str | None = None,
+    devices: int = 1,
+    device: Literal["cuda", "cpu"] = "cuda",
+    precision: PrecisionName | None = None,
+    optimizer: str = "SGD",
+    technique: str = "auto",
+    micro_batch: int | None = None,
+    boxes_per_image: int | None = None,
+) -> Plan:
+    """Find how to train a network in a budget, without running it. Every argument is a key of ``ullage plan``.
 
     Raises:
         MemoryBudgetError: Nothing fits; the message says what would.
         ConfigError: Settings are wrong.
     """
-    data = _data(config)
-    return plan_training(
-        network_of(config.model.model, data),
-        batch=-(-config.plan.batch // config.plan.devices),
-        imgsz=largest(config.plan.imgsz),
-        boxes=worst_boxes(data, -(-config.plan.batch // config.plan.devices), config.plan.boxes_per_image),
-        budget=config.memory.memory,
-        technique=config.memory.wanted_technique,
-        micro_batch=config.memory.micro_batch,
-        optimizer=config.plan.optimizer,
-        precision=config.plan.precision,
-        device=config.plan.device,
-    )
+    return plan_of(
+        PlanConfig.load(
+            {"model": model, "batch": batch, "imgsz": imgsz, "memory": memory, "data": data, "devices": devices,
+             "device": device, "precision": precision, "optimizer": optimizer, "technique": technique,
+             "micro_batch": micro_batch, "boxes_per_image": boxes_per_image}
+        )
+    )  # fmt: skip
 
 
-def estimate(config: PlanConfig) -> Estimate:
-    """Predict the peak of training with one technique everywhere; ``memory`` is not looked at.
+def estimate(
+    *,
+    model: str = "yolov12n",
+    batch: int = 16,
+    imgsz: int | tuple[int, int] = 640,
+    precision: PrecisionName | None = None,
+    technique: str = "none",
+    optimizer: str = "SGD",
+    boxes_per_image: int | None = None,
+    data: str | None = None,
+    device: Literal["cuda", "cpu"] = "cuda",
+) -> Estimate:
+    """Predict the peak of training a network with one technique in every block, validation included.
 
     Raises:
         ConfigError: Settings are wrong.
     """
-    technique = config.memory.wanted_technique
-    data = _data(config)
-    batch = -(-config.plan.batch // config.plan.devices)
-    images = _images(batch, largest(config.plan.imgsz))
-    boxes = worst_boxes(data, batch, config.plan.boxes_per_image)
-    return memory.estimate(
-        _step(boxes, batch), network_of(config.model.model, data), images,
-        optimizer=config.plan.optimizer, technique="none" if technique == "auto" else technique,
-        precision=config.plan.precision, device=config.plan.device, average=True, validation=(_judge, images),
+    config = PlanConfig.load(
+        {"model": model, "batch": batch, "imgsz": imgsz, "data": data, "device": device, "precision": precision,
+         "optimizer": optimizer, "technique": technique, "boxes_per_image": boxes_per_image}
     )  # fmt: skip
+    return plan_of(config).predicted
+
+
+def plan_of(config: PlanConfig) -> Plan:
+    """Plan what a configuration describes; see ``plan``."""
+    wanted, budget = config.plan, config.memory
+    data = None if wanted.data is None else open_dataset(wanted.data, split="train")
+    batch = -(-wanted.batch // wanted.devices)
+    return plan_training(
+        network_of(wanted.model, num_classes=len(data.names) if data is not None else 80),
+        batch=batch,
+        imgsz=largest(wanted.imgsz),
+        boxes=worst_boxes(data, batch, wanted.boxes_per_image),
+        budget=budget.memory,
+        technique=budget.wanted_technique,
+        micro_batch=budget.micro_batch,
+        optimizer=wanted.optimizer,
+        precision=wanted.resolved_precision,
+        device=wanted.device,
+    )
 
 
 def plan_training(
@@ -94,22 +127,20 @@ def plan_training(
         validates: Plan validation, too.
     """
     images = _images(batch, imgsz)
-    return memory.plan(
+    return engine.plan(
         _step(boxes, batch), network, images, budget=budget, technique=technique, optimizer=optimizer, precision=precision,
         device=device, average=True, micro_batch=micro_batch, validation=(_judge, images) if validates else None,
     )  # fmt: skip
 
 
-def network_of(model: LoadedModel | str, data: DetectionSet | None) -> Detector:
+def network_of(name: str, *, num_classes: int) -> Detector:
     """Make the network that would be trained, without memory for its weights.
 
     Raises:
         ConfigError: The zoo has no such network.
     """
-    name = model if isinstance(model, str) else model.model_name
-    classes = len(data.names) if data is not None else 80
     with torch.device("meta"):
-        network = build(model_entry(name).name, num_classes=classes)
+        network = build(model_entry(name).name, num_classes=num_classes)
     return network.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
 
 
@@ -119,7 +150,7 @@ def worst_boxes(data: DetectionSet | None, batch: int, boxes_per_image: int | No
         return boxes_per_image * batch
     if data is None:
         return BOXES_PER_IMAGE * batch
-    counts = sorted((len(data.labels(index).class_ids_G) for index in range(len(data))), reverse=True)
+    counts = sorted((int(count) for count in np.diff(data.offsets)), reverse=True)
     wanted = MOSAIC_TILES * batch
     whole, rest = divmod(wanted, max(len(counts), 1))
     return whole * sum(counts) + sum(counts[:rest])
@@ -128,10 +159,6 @@ def worst_boxes(data: DetectionSet | None, batch: int, boxes_per_image: int | No
 def largest(imgsz: int | tuple[int, int]) -> int:
     """Return the largest side that training uses."""
     return imgsz if isinstance(imgsz, int) else imgsz[1]
-
-
-def _data(config: PlanConfig) -> DetectionSet | None:
-    return None if config.plan.data is None else open_dataset(config.plan.data, split="train")
 
 
 def _images(batch: int, side: int) -> torch.Tensor:

@@ -15,7 +15,10 @@ from ullage._version import __version__
 from ullage.api.evaluate import evaluate
 from ullage.api.folders import describe_environment, write_text
 from ullage.api.models import LoadedModel, from_weights
+from ullage.api.patient import PatientPredictor
 from ullage.api.pictures import EvalPictures, PicturedBatches
+from ullage.api.plan import plan_training, worst_boxes
+from ullage.api.rehearsal import rehearse
 from ullage.api.start import Start, begin, checkpoint_to_resume, go_on
 from ullage.api.val import eval_predictor, save_figures
 from ullage.config import EvalSettings, OptimSettings, TrainConfig
@@ -26,20 +29,21 @@ from ullage.data.preview import save_labels_picture
 from ullage.data.source import open_dataset
 from ullage.errors import ConfigError, DataError, StorageError
 from ullage.losses.detection import DetectionLoss
-from ullage.memory import Technique, apply_techniques, block_names
 from ullage.metrics.result import Metrics
 from ullage.nn.detector import Detector
 from ullage.train.events import Notice
+from ullage.train.frugal import PlannedMemory
 from ullage.train.host_allocator import reusing_host_memory
 from ullage.train.loop import Keeping, Limits, Trainer
 from ullage.train.optim import MovingAverage, freeze_blocks, make_optimiser
 from ullage.train.precision import Precision, choose_device, choose_precision
-from ullage.train.process import repeatable_kernels
+from ullage.train.process import cap_process_memory, repeatable_kernels
 from ullage.train.progress import ConsoleProgress
 from ullage.train.protocols import Listener
 from ullage.train.records import record_listeners
 from ullage.train.schedule import Schedule, choose_optimiser
 from ullage.train.state import TrainState
+from ullage.units import parse_bytes
 from ullage.zoo.checkpoint_file import write_checkpoint
 
 UNLIMITED_EPOCHS = 1_000_000
@@ -156,6 +160,8 @@ class _Run:
         self.keeping = Keeping(self.folder / "weights", write_checkpoint, self.config.run.save_period)
         self.loss = DetectionLoss.from_settings(self.config.loss, num_classes=len(data.train.names))
         self.eval_settings = EvalSettings()
+        self.patient = PatientPredictor(tell=self._tell)
+        self._trainer: Trainer | None = None
 
     def trainer(self, listeners: Sequence[Listener]) -> Trainer:
         """Build network, optimiser and loop."""
@@ -174,8 +180,7 @@ class _Run:
         )
         if self.start.payload is not None:
             state.restore(self.start.payload)
-        if config.memory.gradient_checkpointing:
-            apply_techniques(network, {name: Technique(block=True) for name in block_names(network)})
+        memory = self._memory(network, type(state.optimiser).__name__)
         batches = self.batches
         if config.run.plots:
             plain_from = max(config.optim.epochs - config.augment.close_mosaic, 0)
@@ -199,9 +204,48 @@ class _Run:
             listeners=[*self._listeners(state.position.epoch), *listeners],
             frozen=frozen,
             forward=_compiled(network) if config.device.compile else None,
+            memory=memory,
+            on_oom=config.memory.on_oom,
         )
+        self._trainer = trainer
         self._announce(trainer, network, choice.kind, choice.lr0)
+        self._rehearse(trainer, memory)
         return trainer
+
+    def _memory(self, network: Detector, optimiser: str) -> PlannedMemory:
+        """Plan the memory of the run, put the plan in force, cap the process."""
+        settings, batch = self.config.memory, self.config.data.batch
+        data = self.data
+        plan = plan_training(
+            network.train(),
+            batch=batch,
+            imgsz=self.imgsz,
+            boxes=worst_boxes(data.train, batch, None),
+            budget=settings.memory,
+            technique=settings.wanted_technique,
+            micro_batch=settings.micro_batch,
+            optimizer=optimiser,
+            precision=self.precision.name,
+            device=self.device.type,
+            validates=data.val is not None,
+        )
+        write_text(self.folder / "plan.json", plan.to_json())
+        self.patient.limit = plan.val_batch if plan.val_batch < batch else 0
+        if settings.memory is not None:
+            cap_process_memory(self.device, parse_bytes(settings.memory))
+        return PlannedMemory(network, plan, frozen_in_code=self.config.device.compile)
+
+    def _rehearse(self, trainer: Trainer, memory: PlannedMemory) -> None:
+        """Take one step on the worst batch, which changes nothing; say what it needed beside what was predicted."""
+        text = rehearse(
+            trainer, memory, imgsz=self.imgsz, batch=self.config.data.batch,
+            boxes=worst_boxes(self.data.train, self.config.data.batch, None), budget=self.config.memory.memory,
+        )  # fmt: skip
+        trainer.tell(Notice(text))
+
+    def _tell(self, event: object) -> None:
+        if self._trainer is not None:
+            self._trainer.tell(event)
 
     def _network(self) -> Detector:
         model, report = self.start.model.with_classes(self.data.train.names)
@@ -248,6 +292,7 @@ class _Run:
         assert isinstance(network, Detector)
         result = evaluate(
             eval_predictor(network, dataset, self.device, half=self.precision.dtype is not None),
+            patient=self.patient,
             batches=batches,
             dataset=dataset,
             settings=self.eval_settings,
@@ -267,6 +312,7 @@ class _Run:
         plots = self.config.run.plots
         metrics = evaluate(
             eval_predictor(best.network, dataset, self.device, half=self.precision.dtype is not None),
+            patient=self.patient,
             batches=batches,
             dataset=dataset,
             settings=self.eval_settings,

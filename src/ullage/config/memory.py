@@ -11,7 +11,7 @@ from ullage.errors import ConfigError
 from ullage.units import parse_bytes
 
 
-class MemorySettings(Section):
+class BudgetSettings(Section):
     """Memory budget and techniques."""
 
     memory: str | None = Field(
@@ -25,9 +25,6 @@ class MemorySettings(Section):
         default="auto", description="technique of every block: none, recompute, block, nested, recompute+int8 ...; auto"
     )
     micro_batch: int | None = Field(default=None, ge=1, description="images of one forward pass; None plans it")
-    on_oom: Literal["replan", "raise"] = Field(
-        default="replan", description="out of memory: redo the step in less memory, or stop"
-    )
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -43,7 +40,7 @@ class MemorySettings(Section):
         return str(value)
 
     @model_validator(mode="after")
-    def _consistent(self) -> MemorySettings:
+    def _consistent(self) -> BudgetSettings:
         if self.technique != "auto" and self.gradient_checkpointing != "auto":
             raise ValueError(
                 f"technique={self.technique} and gradient_checkpointing={self.gradient_checkpointing} both choose how to "
@@ -57,3 +54,11 @@ class MemorySettings(Section):
         if self.gradient_checkpointing == "auto":
             return self.technique
         return "recompute" if self.gradient_checkpointing else "none"
+
+
+class MemorySettings(BudgetSettings):
+    """Memory budget and techniques, and what happens when they were not enough."""
+
+    on_oom: Literal["replan", "raise"] = Field(
+        default="replan", description="out of memory: redo the step in less memory, or stop"
+    )

@@ -1,4 +1,4 @@
-"""The configuration of the data verbs."""
+"""The configuration of the verbs that look before one leaps: ``data check``, ``data convert``, ``plan``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from ullage.config.base import Section, VerbConfig
+from ullage.config.data import check_imgsz
+from ullage.config.memory import BudgetSettings
 
 
 class CheckSettings(Section):
@@ -33,6 +35,46 @@ class ConvertSettings(Section):
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if hasattr(value, "__fspath__") else value
+
+
+class PlanSettings(Section):
+    """What would be trained, and where."""
+
+    model: str = Field(default="yolov12n", description="network name")
+    data: str | None = Field(default=None, description="data set, for its classes and its most crowded images")
+    batch: int = Field(default=16, ge=1, description="images a step, over all devices")
+    imgsz: int | tuple[int, int] = Field(default=640, description="training size in pixels, or (min, max)")
+    device: Literal["cuda", "cpu"] = Field(default="cuda", description="kind of device that will train, present or not")
+    devices: int = Field(default=1, ge=1, description="how many share the batch")
+    precision: Literal["float32", "bf16", "fp16"] | None = Field(
+        default=None, description="type of matrix products; None means fp16 on cuda, float32 on cpu"
+    )
+    optimizer: Literal["SGD", "Adam", "AdamW"] = Field(default="SGD", description="optimizer, for its state")
+    boxes_per_image: int | None = Field(
+        default=None, ge=0, description="most boxes an image has, mosaics included; None takes them from data, else 100"
+    )
+    save: str | None = Field(default=None, description="also write the plan there, as JSON")
+
+    _sizes = field_validator("imgsz", mode="before")(check_imgsz)
+
+    @field_validator("model", "data", "save", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if hasattr(value, "__fspath__") else value
+
+    @property
+    def resolved_precision(self) -> Literal["float32", "bf16", "fp16"]:
+        """The type of matrix products."""
+        return self.precision or ("fp16" if self.device == "cuda" else "float32")
+
+
+class PlanConfig(VerbConfig):
+    """Everything that ``plan`` is told."""
+
+    verb: ClassVar[str] = "plan"
+
+    plan: PlanSettings = Field(default_factory=PlanSettings)
+    memory: BudgetSettings = Field(default_factory=BudgetSettings)
 
 
 class DataCheckConfig(VerbConfig):

@@ -33,7 +33,7 @@ def faked(model: nn.Module) -> Generator[FakeTensorMode]:
 
 
 def fake_batch(batch: Any) -> Any:
-    """Replace the tensors of a batch (lists, tuples and dictionaries of them) by fake ones; call it inside ``faked``."""
+    """Replace the tensors of a batch (lists, tuples, dictionaries of them) by fake ones; call it inside ``faked``."""
     return tree_map_only(torch.Tensor, lambda t: _new(t).requires_grad_(t.requires_grad), batch)
 
 

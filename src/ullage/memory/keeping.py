@@ -73,7 +73,7 @@ def hold(tensor: torch.Tensor, storage: Storage, noise: Noise) -> Held:
     """
     nbytes = storage_bytes(tensor)
     overlaps = tensor.nbytes > nbytes  # an expanded tensor is larger than its memory
-    if storage == "exact" or nbytes < SMALL_BYTES or overlaps or not tensor.is_floating_point():
+    if storage == "exact" or nbytes < SMALL_BYTES or overlaps or not tensor.numel() or not tensor.is_floating_point():
         return Exact(tensor)
     if storage == "offload":
         return InHostMemory(tensor)

@@ -156,7 +156,7 @@ class _Search:
         return None
 
     def _refine(self, blocks: list[Block], plain: float, size: int) -> Plan | None:
-        """Choose, trace, and correct the model by what the trace shows, until the choice makes good use of the budget."""
+        """Choose, trace, correct the model by what the trace shows, until the choice uses the budget well."""
         assert self.budget is not None
         ends, best = self._ends(size), None
         fixed = self._needed(ends["static_bytes"])
@@ -250,11 +250,12 @@ class _Search:
         size, static = -(-self.images // nearest.accumulate), self.costs[0][0].static_bytes
         fixed = self._needed(static + self.costs[0][0].gradients_bytes)
         text = (
-            f"nothing fits {format_bytes(self.budget)} on {self.setting.device_type}: the smallest way, '{nearest.name}' "
-            f"with {size} image{'s' * (size > 1)} at a time, needs {format_bytes(nearest.peak_bytes)}"
+            f"nothing fits {format_bytes(self.budget)} on {self.setting.device_type}: the smallest way, "
+            f"'{nearest.name}' with {size} image{'s' * (size > 1)} at a time, needs {format_bytes(nearest.peak_bytes)}"
         )
         if fixed >= self.budget:
-            return f"{text}; weights, gradients, optimizer and context alone take {format_bytes(fixed)}: use a smaller model"
+            alone = f"weights, gradients, optimizer and context alone take {format_bytes(fixed)}"
+            return f"{text}; {alone}: use a smaller model"
         side = ((self.budget - fixed) / max(nearest.peak_bytes - fixed, 1)) ** 0.5
         return f"{text}; with images of {side:.0%} of the side, or a smaller model, it would fit"
 

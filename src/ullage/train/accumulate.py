@@ -89,19 +89,23 @@ class Accumulator:
         if taken is None:
             predicted = self.memory.predicted_bytes if self.memory is not None else 0
             about = f" ({format_bytes(predicted)} predicted)" if predicted else ""
-            hint = "on_oom=replan goes on in less memory" if self.on_oom == "raise" else "use a smaller model or image size"
+            hint = (
+                "on_oom=replan goes on in less memory"
+                if self.on_oom == "raise"
+                else "use a smaller model or image size"
+            )
             raise MemoryBudgetError(f"out of memory in {where}{about}: {reason}; last.pt keeps the run; {hint}")
         self.tell(OutOfMemory(where, reason, taken))
 
     def _sum(self, group: Sequence[TrainBatch]) -> Sums:
         parts, normaliser = torch.zeros(len(self.loss.part_names)), torch.zeros(())
         for images_B3HW, targets in self._micro_batches(group):
-            sums = self._loss(images_B3HW, targets)
+            sums = self.loss_of(images_B3HW, targets)
             self.scaler.scale(sums.total).backward()
             parts, normaliser = sums.parts.to(parts.device) + parts, sums.normaliser.to(parts.device) + normaliser
         return parts, normaliser
 
-    def _loss(self, images_B3HW: torch.Tensor, targets: Targets) -> LossSum:
+    def loss_of(self, images_B3HW: torch.Tensor, targets: Targets) -> LossSum:
         """Forward pass and loss; what they leave behind is only what backward needs."""
         pixels_B3HW = images_B3HW.to(self.device, non_blocking=True).float().div_(255)
         with self.precision.autocast():

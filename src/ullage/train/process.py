@@ -19,6 +19,13 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def cap_process_memory(device: torch.device, budget_bytes: int) -> None:
+    """Let allocations beyond the budget fail on a GPU; a CPU has no such limit, there the rehearsal watches."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(budget_bytes / total, 1.0), device)
+
+
 @contextlib.contextmanager
 def repeatable_kernels(device: torch.device, wanted: bool) -> Iterator[None]:
     """Ask CUDA for repeatable kernels while the run lasts; CPUs repeat themselves anyway."""

@@ -12,7 +12,7 @@ from ullage.apps.cli.help import data_overview, verb_help
 from ullage.apps.cli.watch import RunWatch
 from ullage.config import PredictConfig, TrainConfig, ValConfig, VerbConfig
 from ullage.config.base import read_settings
-from ullage.config.tools import DataCheckConfig, DataConvertConfig
+from ullage.config.tools import DataCheckConfig, DataConvertConfig, PlanConfig
 from ullage.errors import ConfigError, StorageError, nearest
 
 Config = TypeVar("Config", bound=VerbConfig)
@@ -21,6 +21,7 @@ _CONFIGS: dict[str, type[VerbConfig]] = {
     "train": TrainConfig,
     "val": ValConfig,
     "predict": PredictConfig,
+    "plan": PlanConfig,
     "demo": TrainConfig,
     "data check": DataCheckConfig,
     "data convert": DataConvertConfig,
@@ -53,6 +54,8 @@ def run_verb(call: Call, watch: RunWatch) -> None:
         _val(settings(call, ValConfig))
     elif name == "predict":
         _predict(settings(call, PredictConfig))
+    elif name == "plan":
+        _plan(settings(call, PlanConfig))
     elif name == "demo":
         _refuse(call, DEMO_FIXED)
         run_demo(settings(call, TrainConfig, defaults=DEMO_SETTINGS), watch)
@@ -119,18 +122,31 @@ def _predict(config: PredictConfig) -> None:
         print(f"{count} {'frames' if prediction.is_stream else 'images'} done, saved in {prediction.save_dir}")
 
 
+def _plan(config: PlanConfig) -> None:
+    from ullage.api.plan import plan_of
+
+    found = plan_of(config)
+    print(found)
+    if config.plan.save is not None:
+        _write(config.plan.save, found.to_json(), key="save")
+        print(f"the plan is in {config.plan.save}")
+
+
+def _write(path: str, text: str, *, key: str) -> None:
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {key}='{path}': {error.strerror or error}") from None
+
+
 def _check(config: DataCheckConfig) -> None:
     from ullage.data.check import check
 
     report = check(config.check.data)
     print(report)
     if config.check.report is not None:
-        target = Path(config.check.report)
-        try:
-            target.write_text(report.to_json() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write report='{target}': {error.strerror or error}") from None
-        print(f"the whole report is in {target}")
+        _write(config.check.report, report.to_json(), key="report")
+        print(f"the whole report is in {config.check.report}")
 
 
 def _convert(config: DataConvertConfig) -> None:
