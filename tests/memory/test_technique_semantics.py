@@ -328,7 +328,7 @@ def test_a_block_that_does_something_else_the_second_time(change: str) -> None:
     network = Net(Moody(), unit())
     with apply_techniques(network, {"one": Technique(block=True)}):
         loss = loss_of(network)
-        with pytest.raises(RuntimeError, match="Moody .* technique='recompute' or 'none'"):
+        with pytest.raises(RuntimeError, match=r"Moody .* technique='recompute' or 'none'"):
             loss.backward()
 
 
@@ -377,7 +377,7 @@ def test_arguments_of_every_kind(name: str, assert_trains_alike: Check) -> None:
 
         def forward(self, maps: list[torch.Tensor], how: str, *, more: dict[str, Any], scale: float = 1.0) -> Any:
             x = self.norm(self.conv(maps[0] + more["map"]))
-            assert how == "silu" and more["none"] is None
+            assert (how, more["none"]) == ("silu", None)
             return {"out": F.silu(input=x) * scale, "count": 3}
 
     class Asks(nn.Module):

@@ -40,6 +40,10 @@ class _Input:
     def __init__(self, held: Held, requires_grad: bool) -> None:
         self.held, self.requires_grad = held, requires_grad
 
+    def get(self) -> torch.Tensor:
+        """Return the tensor without its past."""
+        return self.held.get().detach().requires_grad_(self.requires_grad)
+
 
 class Ticket:
     """Stands for one tensor that a block will make again."""
@@ -102,9 +106,9 @@ class Replay:
                     )
         self._buffers.clear()
         if self._wanted:
-            self._inputs = [
-                _Input(keep(x), x.requires_grad) if isinstance(x, torch.Tensor) else x for x in self._inputs
-            ]
+            # One tensor that enters twice is one tensor the second time too: attention asks whether query is key.
+            kept = {id(x): _Input(keep(x), x.requires_grad) for x in self._inputs if isinstance(x, torch.Tensor)}
+            self._inputs = [kept[id(x)] if isinstance(x, torch.Tensor) else x for x in self._inputs]
 
     def redeem(self, number: int) -> torch.Tensor:
         """Return a tensor of the first run; each is handed out once a replay.
@@ -132,9 +136,9 @@ class Replay:
             if len(made) == wanted:
                 raise _Enough
 
-        flat = [
-            x.held.get().detach().requires_grad_(x.requires_grad) if isinstance(x, _Input) else x for x in self._inputs
-        ]
+        entered = {x: x.get() for x in self._inputs if isinstance(x, _Input)}
+        flat = [entered[x] if isinstance(x, _Input) else x for x in self._inputs]
+        del entered
         arguments, keywords = tree_unflatten(flat, self._structure)
         with contextlib.suppress(_Enough), self._surroundings.again(), torch.enable_grad():
             self._again(arguments, keywords, collect)

@@ -199,8 +199,10 @@ class Recording(TorchFunctionMode):
         self.session.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        role = ROLES.get(func)
         keywords: dict[str, Any] = kwargs or {}
+        if torch.compiler.is_compiling():  # a compiled part keeps what its compiler chose
+            return func(*args, **keywords)
+        role = ROLES.get(func)
         if role is None or not torch.is_grad_enabled() or _functorch_is_active():
             return func(*args, **keywords)
         if role == "product":
