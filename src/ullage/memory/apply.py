@@ -79,7 +79,7 @@ def apply_techniques(model: nn.Module, techniques: Mapping[str, Technique]) -> A
     Raises:
         ConfigError: No such submodule, it has a technique already, or a block would run inside itself.
     """
-    modules: dict[str, nn.Module] = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())  # pyright: ignore[reportUnknownArgumentType]
     chosen = {name: t for name, t in techniques.items() if not t.is_none}
     if ROOT not in chosen and any(t.recompute or t.block for t in chosen.values()):
         chosen = {ROOT: Technique(recompute=True), **chosen}

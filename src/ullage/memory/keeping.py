@@ -51,6 +51,11 @@ def storage_id(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """Count the changes in place that a tensor and its views have seen."""
+    return tensor._version  # pyright: ignore[reportPrivateUsage]
+
+
 def storage_bytes(tensor: torch.Tensor) -> int:
     """Bytes of the whole memory that a tensor or view keeps alive."""
     return tensor.untyped_storage().nbytes()

@@ -128,7 +128,7 @@ class Recipe:
 
     def _find_ingredients(self, arguments: Any) -> None:
         for item in arguments:
-            kind: Any = type(item)
+            kind: Any = item.__class__
             if kind is Recipe:
                 self._ingredients.append(item)
                 self.effort += item.effort
@@ -186,7 +186,7 @@ Origin: TypeAlias = Recipe | Leaf | Exact
 def _made(arguments: Any, scope: int) -> list[Any]:
     made: list[Any] = []
     for item in arguments:
-        kind: Any = type(item)
+        kind: Any = item.__class__
         if kind is Recipe:
             made.append(item._make(scope))
         elif kind is Leaf or kind is Exact:

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ullage.errors import ConfigError
-from ullage.memory.keeping import Held
+from ullage.memory.keeping import Held, version_of
 from ullage.memory.lowering import autocast_now, lowered_dtype
 
 Collect = Callable[[Any], None]
@@ -71,8 +71,8 @@ class Replay:
         self._module, self._again = module, again
         self._inputs, self._structure = tree_flatten(inputs)
         self._surroundings = _Surroundings(module, self._inputs)
-        self._buffers = [(name, b, b._version) for name, b in _buffers_beside_norms(module)]  # pyright: ignore[reportPrivateUsage]
-        self._versions = [x._version if isinstance(x, torch.Tensor) else 0 for x in self._inputs]  # pyright: ignore[reportPrivateUsage]
+        self._buffers = [(name, b, version_of(b)) for name, b in _buffers_beside_norms(module)]
+        self._versions = [version_of(x) if isinstance(x, torch.Tensor) else 0 for x in self._inputs]
         self._wanted: list[tuple[torch.Size, torch.dtype]] = []
         self._made: dict[int, Held] = {}
 
@@ -93,13 +93,13 @@ class Replay:
         if self._wanted:
             name = type(self._module).__name__
             for key, buffer, version in self._buffers:
-                if buffer._version != version:  # pyright: ignore[reportPrivateUsage]
+                if version_of(buffer) != version:
                     raise ConfigError(
                         f"{name} changes its buffer '{key}' while it runs, so it cannot be run twice; "
                         "use technique='recompute' for this block"
                     )
             for x, version in zip(self._inputs, self._versions, strict=True):
-                if isinstance(x, torch.Tensor) and x._version != version:  # pyright: ignore[reportPrivateUsage]
+                if isinstance(x, torch.Tensor) and version_of(x) != version:
                     raise ConfigError(
                         f"{name} changes its input (shape {tuple(x.shape)}) in place, so it cannot be run twice; "
                         "use technique='recompute' for this block"
@@ -175,7 +175,7 @@ class _Surroundings:
         Raises:
             RuntimeError: The weights have changed.
         """
-        if any(weight._version != version for weight, version in self._weights):  # pyright: ignore[reportPrivateUsage]
+        if any(version_of(weight) != version for weight, version in self._weights):
             raise RuntimeError(
                 f"a weight of {type(self._module).__name__} was changed in place between forward and backward; "
                 "step the optimizer after backward"
@@ -228,7 +228,7 @@ def _norms(module: nn.Module) -> list[_NormBase]:
 
 def _weights(module: nn.Module) -> list[tuple[nn.Parameter, int]]:
     return [
-        (p, p._version)  # pyright: ignore[reportPrivateUsage]
+        (p, version_of(p))
         for m in _modules(module)
         for p in m._parameters.values()  # pyright: ignore[reportPrivateUsage]
         if p is not None

@@ -70,7 +70,8 @@ class Session:
 
     def note(self, key: Key, tensor: torch.Tensor, origin: Recipe | Leaf) -> None:
         """Remember where a tensor comes from."""
-        self._known[key] = weakref.ref(tensor.untyped_storage()), tensor._version, origin  # pyright: ignore[reportPrivateUsage]
+        version = tensor._version  # pyright: ignore[reportPrivateUsage]
+        self._known[key] = weakref.ref(tensor.untyped_storage()), version, origin
 
     def find(self, key: Key, tensor: torch.Tensor) -> Recipe | Leaf | None:
         """Return where a tensor comes from, unless it is unknown or was changed in place since."""
