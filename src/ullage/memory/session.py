@@ -45,12 +45,18 @@ def key_of(tensor: torch.Tensor) -> Key:
         tensor.stride(),
         tensor.dtype,
         tensor.is_neg(),
+        tensor.is_conj(),
     )
 
 
 def has_plain_memory(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is what its storage and strides say: not sparse, nested or (lazily) conjugated."""
-    return tensor.layout is torch.strided and not tensor.is_complex()
+    """Whether a tensor is what its storage and strides say: not sparse, not nested."""
+    return tensor.layout is torch.strided
+
+
+def is_tiny(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is kept without asking where it comes from."""
+    return tensor.untyped_storage().nbytes() <= TINY_BYTES
 
 
 class Session:
@@ -82,9 +88,9 @@ class Session:
 
     def origin(self, tensor: torch.Tensor) -> Origin:
         """Return where an argument comes from. One of unknown origin becomes a leaf; a tiny one is copied."""
-        if tensor.untyped_storage().nbytes() <= TINY_BYTES:
+        if is_tiny(tensor):
             own = tensor.is_leaf and tensor.requires_grad  # parameters do not change between forward and backward
-            return Exact(tensor.detach() if own else tensor.detach().clone())
+            return Exact(tensor if own else tensor.detach().clone())
         key = key_of(tensor)
         known = self.find(key, tensor)
         if known is None:
@@ -96,7 +102,7 @@ class Session:
 
     def keep(self, tensor: torch.Tensor) -> Recipe | Leaf | Exact:
         """Choose what is held in place of a tensor."""
-        if not has_plain_memory(tensor) or tensor.untyped_storage().nbytes() <= TINY_BYTES:
+        if not has_plain_memory(tensor) or is_tiny(tensor):
             return Exact(without_graph(tensor))
         key = key_of(tensor)
         known = self.find(key, tensor)
@@ -115,7 +121,7 @@ class Session:
 
     def can_be_overwritten(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor could be made again, with the same strides, after it was overwritten."""
-        if not has_plain_memory(tensor) or tensor.untyped_storage().nbytes() <= TINY_BYTES:
+        if not has_plain_memory(tensor) or is_tiny(tensor):
             return False
         return type(self.find(key_of(tensor), tensor)) is Recipe and _is_dense(tensor)
 
@@ -241,6 +247,8 @@ class Recording(TorchFunctionMode):
 
     def _cheap(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         """Call a cheap function and note how its result was made."""
+        if _is_alone(args) and has_plain_memory(args[0]) and is_tiny(args[0]):
+            return func(*args, **keywords)
         in_place = works_in_place(func, args, keywords)
         if in_place and not self.session.can_be_overwritten(args[0]):
             return func(*args, **keywords)
@@ -288,7 +296,7 @@ class Recording(TorchFunctionMode):
 
     def _key_of_new(self, out: torch.Tensor) -> Key | None:
         """Return the key of a result that is worth noting: not tiny, and not one of the arguments."""
-        if not has_plain_memory(out) or out.untyped_storage().nbytes() <= TINY_BYTES:
+        if not has_plain_memory(out) or is_tiny(out):
             return None
         key = key_of(out)
         before = self.session.find(key, out)
@@ -333,6 +341,11 @@ class Recording(TorchFunctionMode):
         else:
             self._note(F.batch_norm, [x, *origins, False, momentum, eps], {}, out)
         return out
+
+
+def _is_alone(args: Any) -> bool:
+    first, *others = args or (None,)
+    return isinstance(first, torch.Tensor) and not any(isinstance(x, torch.Tensor) for x in others)
 
 
 def _refuse_tensors(item: Any) -> None:
