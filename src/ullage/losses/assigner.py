@@ -22,6 +22,7 @@ from ullage.nn.outputs import RawDetections, decode_boxes
 
 TOP = 10
 MAX_PAIRS = 2**18
+NARROWEST, PADDING = 16, 4  # columns of the narrowest matrix of candidates; how much wider the next one is
 DECODE_ROWS = 2**14  # anchors decoded at a time: the float32 bins stay in the processor's cache
 _METRIC_EPS = 1e-9
 _INDEX_MAX = 2**31 - 1
@@ -102,7 +103,7 @@ def assign(raw: RawDetections, *, targets: Targets, top: int = TOP, max_pairs: i
     with torch.autocast(device.type, enabled=False):
         levels = _read_levels(raw)
         rectangles = _rectangles(targets.boxes_xyxy_px_G4.float(), levels)
-        quality = _Quality(raw, targets, _covered(rectangles, targets, levels))
+        quality = Quality(raw, targets, _covered(rectangles, targets, levels).flatten().nonzero()[:, 0])
         key_P, row_P = _positives(quality, rectangles, levels, top, max_pairs)
         return _score(quality, key_P, row_P)
 
@@ -183,16 +184,17 @@ def _covered(rectangles: _Rectangles, targets: Targets, levels: list[_Level]) ->
     return torch.cat(masks, 1)
 
 
-class _Quality:
-    """CIoU and metric of any (anchor, box) pairs; boxes are decoded once, at covered anchors only."""
+class Quality:
+    """CIoU and metric of any (anchor, box) pairs; boxes are decoded once, at covered anchors ``key_U`` only."""
 
-    def __init__(self, raw: RawDetections, targets: Targets, covered_BA: torch.Tensor):
-        self.targets, self.logits_BAK, self.anchors = targets, raw.logits_BAK, covered_BA.shape[1]
+    def __init__(self, raw: RawDetections, targets: Targets, key_U: torch.Tensor):
+        images, self.anchors, _ = raw.logits_BAK.shape
+        self.targets, self.logits_BAK = targets, raw.logits_BAK
         self.targets_4G = targets.boxes_xyxy_px_G4.float().T.contiguous()
         # Coordinates first: the columns that complete_iou takes apart are then contiguous, which halves its time.
-        self.boxes_4N = raw.centres_A2.new_zeros((4, covered_BA.numel()))
-        for key_U in covered_BA.flatten().nonzero()[:, 0].split(DECODE_ROWS):
-            self.boxes_4N[:, key_U] = decode_at(raw, key_U // self.anchors, key_U % self.anchors).T
+        self.boxes_4N = raw.centres_A2.new_zeros((4, images * self.anchors))
+        for key_D in key_U.split(DECODE_ROWS):
+            self.boxes_4N[:, key_D] = decode_at(raw, key_D // self.anchors, key_D % self.anchors).T
 
     def __call__(self, key_Q: torch.Tensor, row_Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``(ciou_Q, metric_Q)`` for anchors ``key_Q`` (image * A + anchor) and rows of the targets."""
@@ -220,8 +222,24 @@ def _rank_index(rank: torch.Tensor) -> torch.Tensor:
     return _INDEX_MAX - (rank & 0xFFFFFFFF)
 
 
+def crowding_of(raw: RawDetections, targets: Targets, *, max_pairs: int = MAX_PAIRS) -> tuple[int, int, int]:
+    """Return what the memory of the assignment depends on: anchors in any box, pairs held at a time, most positives.
+
+    Args:
+        raw: Outputs whose values do not matter, only their anchors.
+        targets: Ground truth.
+        max_pairs: As in ``assign``.
+    """
+    levels = _read_levels(raw)
+    rectangles = _rectangles(targets.boxes_xyxy_px_G4.float(), levels)
+    counts_G = rectangles.count_GL.sum(1).sort(stable=True).values.cpu()
+    pairs = max((int(counts_G[boxes].sum()) for boxes in _chunks(counts_G, max_pairs)), default=0)
+    covered = int(_covered(rectangles, targets, levels).sum())
+    return covered, pairs, min(int(counts_G.clamp(max=TOP).sum()), covered)
+
+
 def _positives(
-    quality: _Quality, rectangles: _Rectangles, levels: list[_Level], top: int, max_pairs: int
+    quality: Quality, rectangles: _Rectangles, levels: list[_Level], top: int, max_pairs: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the assigned anchors ``key_P`` (image * A + anchor, ascending) and the row of the box of each."""
     image_G, anchors = quality.targets.image_index_G, quality.anchors
@@ -286,7 +304,7 @@ def _claim(claims_MT: torch.Tensor, rank_Q: torch.Tensor, box_Q: torch.Tensor, c
     """
     ends_M = counts_M.cumsum(0)
     starts_M = (ends_M - counts_M).to(rank_Q.device, non_blocking=True)
-    low, width, pair = 0, 16, 0
+    low, width, pair = 0, NARROWEST, 0
     while low < counts_M.shape[0]:
         high = int(torch.searchsorted(counts_M, width, right=True))
         if high > low:
@@ -298,10 +316,10 @@ def _claim(claims_MT: torch.Tensor, rank_Q: torch.Tensor, box_Q: torch.Tensor, c
             best = ranks.topk(min(claims_MT.shape[1], width), sorted=False).values
             claims_MT[low:high, : best.shape[1]] = best
             low, pair = high, end
-        width *= 4
+        width *= PADDING
 
 
-def _score(quality: _Quality, key_P: torch.Tensor, row_P: torch.Tensor) -> Assignment:
+def _score(quality: Quality, key_P: torch.Tensor, row_P: torch.Tensor) -> Assignment:
     """Give every positive its target score."""
     ciou_P, metric_P = quality(key_P, row_P)
     zeros_G = quality.targets_4G.new_zeros(quality.targets_4G.shape[1])

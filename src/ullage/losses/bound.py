@@ -1,64 +1,64 @@
 """How much memory the loss can need, known before any label is seen.
 
-The number of positives and candidates depends on the data, so a trace with fake tensors cannot count them; their upper
-limits do not. The factors below count the tensors that are alive together, per anchor, box, candidate pair and
-positive, rounded up; a test holds them to measurements, from both sides.
+The number of candidates and positives depends on the data, so a trace with fake tensors cannot count them; their upper
+limits do not. The stand-in runs the very code of assignment and loss, on as many candidates and positives as there may
+be: nothing has to be kept in step with it but the few tensors that the assignment holds between its parts.
+
+Shape letters: B images, G boxes, A anchors an image, N = B * A, U anchors in any box, Q pairs of a chunk, P positives.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ullage.losses.assigner import DECODE_ROWS, MAX_PAIRS, TOP
-from ullage.losses.detection import CHUNK_LOGITS
+from ullage.geometry.targets import Targets
+from ullage.losses.assigner import MAX_PAIRS, NARROWEST, PADDING, TOP, Assignment, Quality, crowding_of
+from ullage.losses.detection import DetectionLoss
 from ullage.nn.outputs import RawDetections
+
+LEVELS = 3  # feature maps of our networks
 
 
 @dataclass(frozen=True)
-class LossBytes:
-    """Live tensor storage, raw outputs and targets not included, nor scratch memory inside operators.
+class Crowding:
+    """What the memory of assignment and loss depends on, besides the size of the outputs.
 
     Attributes:
-        forward_peak_bytes: Most that is alive during assignment and loss.
-        kept_bytes: What waits for backward.
-        backward_peak_bytes: Most that is alive during backward, ``kept_bytes`` and the raw outputs' gradient included.
-    """
-
-    forward_peak_bytes: int
-    kept_bytes: int
-    backward_peak_bytes: int
-
-
-def worst_case_bytes(
-    *, batch: int, boxes: int, anchors: int, classes: int, bins: int = 64, element_bytes: int = 4
-) -> LossBytes:
-    """Bound the memory of ``DetectionLoss`` for one batch, wherever its boxes lie and whatever the network predicts.
-
-    Args:
-        batch: Images.
         boxes: Boxes in all images together.
-        anchors: Anchors an image.
-        classes: Classes of the network.
-        bins: Box logits an anchor.
-        element_bytes: Bytes of one raw output: 4, or 2 in half precision.
-
-    Returns:
-        Upper limits; typical batches need less, because not every box claims ten anchors of its own.
+        covered: Anchors that lie in any box.
+        pairs: Pairs of a box and an anchor in it that are held at a time.
+        positives: Anchors that are assigned a box, at most.
     """
-    everywhere = batch * anchors
-    positives = min(TOP * boxes, everywhere)
-    pairs = min(max(MAX_PAIRS, anchors), boxes * anchors)
-    decoded = min(DECODE_ROWS, everywhere) if boxes else 0
-    part = 4 * min(max(CHUNK_LOGITS, anchors * classes), everywhere * classes)
-    assigning = 72 * everywhere + (512 + 96 * TOP) * boxes + 160 * pairs + 4 * (3 * bins + 32) * decoded
-    kept = positives * 4 * (3 * bins + classes + 80) + 4096
-    losing = kept + positives * 4 * (max(2 * bins, 2 * classes) + 64) + 2 * part
-    gradients = everywhere * (bins + classes) * element_bytes
-    backward = kept + gradients + positives * 4 * max(4 * bins, 2 * classes) + 2 * part
-    return LossBytes(max(assigning, losing), kept, backward)
+
+    boxes: int
+    covered: int
+    pairs: int
+    positives: int
+
+    @classmethod
+    def worst(cls, *, boxes: int, images: int, anchors: int) -> Crowding:
+        """Return the worst case of so many boxes, wherever they lie and whatever the network predicts.
+
+        Args:
+            boxes: Boxes in all images together.
+            images: Images of the batch.
+            anchors: Anchors an image.
+        """
+        everywhere = images * anchors
+        pairs = min(max(MAX_PAIRS, anchors), boxes * anchors)
+        return cls(boxes, min(everywhere, boxes * anchors), pairs, min(TOP * boxes, everywhere))
+
+    @classmethod
+    def of(cls, targets: Targets, raw: RawDetections) -> Crowding:
+        """Return the case of boxes that are known, whatever the network predicts.
+
+        Args:
+            targets: The boxes.
+            raw: Outputs for images of that size; only their anchors matter.
+        """
+        return cls(len(targets), *crowding_of(raw, targets))
 
 
 class WorstCaseLoss:
@@ -66,41 +66,59 @@ class WorstCaseLoss:
 
     Args:
         boxes: Boxes in all images of the batch together, at most.
+        crowding: What is known of them besides; None assumes the worst.
     """
 
-    def __init__(self, *, boxes: int) -> None:
-        self.boxes = boxes
+    def __init__(self, *, boxes: int, crowding: Crowding | None = None) -> None:
+        self.boxes, self.crowding = boxes, crowding
 
     def __call__(self, raw: RawDetections) -> torch.Tensor:
         """Return a scalar of no meaning that depends on the raw outputs; backward makes their gradients."""
-        total: torch.Tensor = _Take.apply(raw.bins_BAR, raw.logits_BAK, self.boxes)
-        return total
-
-
-class _Take(torch.autograd.Function):
-    """Allocates and frees what the loss would."""
-
-    @staticmethod
-    def forward(ctx: Any, bins_BAR: torch.Tensor, logits_BAK: torch.Tensor, boxes: int) -> torch.Tensor:
-        batch, anchors, classes = logits_BAK.shape
-        limits = worst_case_bytes(
-            batch=batch, boxes=boxes, anchors=anchors, classes=classes, bins=bins_BAR.shape[2],
-            element_bytes=logits_BAK.element_size(),
+        images, anchors, classes = raw.logits_BAK.shape
+        crowding = self.crowding or Crowding.worst(boxes=self.boxes, images=images, anchors=anchors)
+        targets = Targets(
+            _indices(raw, crowding.boxes), _indices(raw, crowding.boxes),
+            raw.centres_A2.new_zeros((crowding.boxes, 4)), images,
         )  # fmt: skip
-        ctx.bins_shape, ctx.bins_dtype = bins_BAR.shape, bins_BAR.dtype
-        gradients = (bins_BAR.numel() + logits_BAK.numel()) * logits_BAK.element_size()
-        ctx.scratch = max(limits.backward_peak_bytes - limits.kept_bytes - gradients, 0)
-        _bytes(logits_BAK, limits.forward_peak_bytes)
-        ctx.save_for_backward(logits_BAK, _bytes(logits_BAK, limits.kept_bytes))
-        return logits_BAK.new_zeros((), dtype=torch.float32)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        logits_BAK, kept = ctx.saved_tensors
-        gradients = logits_BAK.new_empty(ctx.bins_shape, dtype=ctx.bins_dtype), torch.empty_like(logits_BAK)
-        _bytes(kept, ctx.scratch)
-        return *gradients, None
+        found = _assign(raw, targets, crowding)
+        return DetectionLoss(num_classes=classes).of_assignment(raw, targets, found).total
 
 
-def _bytes(like: torch.Tensor, count: int) -> torch.Tensor:
-    return like.new_empty(count, dtype=torch.uint8)
+@torch.no_grad()
+def _assign(raw: RawDetections, targets: Targets, crowding: Crowding) -> Assignment:
+    """Take the memory of ``assign``, part by part."""
+    positives = crowding.positives
+    if len(targets):
+        with torch.autocast(raw.logits_BAK.device.type, enabled=False):
+            # The boxes' cells on every level, their order and number of candidates, and their claims.
+            _of_boxes = _indices(raw, (4 * LEVELS + 2 + TOP) * len(targets))
+            quality = Quality(raw, targets, _indices(raw, crowding.covered))
+            best_N = _indices(raw, quality.boxes_4N.shape[1])
+            _consider(raw, quality, crowding)
+            _settle(raw, best_N, min(TOP * len(targets), crowding.pairs))
+            del best_N
+            quality(_indices(raw, positives), _indices(raw, positives))
+    key_P = _indices(raw, positives)
+    return Assignment(key_P // raw.logits_BAK.shape[1], key_P % raw.logits_BAK.shape[1], _indices(raw, positives),
+                      raw.centres_A2.new_zeros(positives))  # fmt: skip
+
+
+def _consider(raw: RawDetections, quality: Quality, crowding: Crowding) -> None:
+    """Take what a chunk of pairs needs: box, anchor, row and key of each, their quality, the claims of the boxes."""
+    pairs = crowding.pairs
+    _box_Q, _anchor_Q, row_Q, key_Q = (_indices(raw, pairs) for _ in range(4))
+    _quality = quality(key_Q, row_Q)
+    claiming = min(crowding.boxes, pairs)
+    _rank_column_cell_Q = [_indices(raw, pairs) for _ in range(4)]
+    _ranks = _indices(raw, max(PADDING * pairs, NARROWEST * claiming))
+    _best = _indices(raw, TOP * claiming), _indices(raw, TOP * claiming)
+
+
+def _settle(raw: RawDetections, best_N: torch.Tensor, claims: int) -> None:
+    """Take what is needed to give every claimed anchor to one box."""
+    _claims_N, _claimant_N = torch.zeros_like(best_N), torch.zeros_like(best_N)
+    _box_slot_row_key_one = [_indices(raw, claims) for _ in range(6)]
+
+
+def _indices(raw: RawDetections, count: int) -> torch.Tensor:
+    return raw.logits_BAK.new_zeros(count, dtype=torch.int64)

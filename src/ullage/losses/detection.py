@@ -91,8 +91,11 @@ class DetectionLoss:
             raise DataError(
                 f"the network predicts {raw.logits_BAK.shape[-1]} classes, the loss was built for {self.num_classes}"
             )
+        return self.of_assignment(raw, targets, assign(raw, targets=targets))
+
+    def of_assignment(self, raw: RawDetections, targets: Targets, found: Assignment) -> LossSum:
+        """Compute the loss of a batch whose positives are known."""
         with torch.autocast(raw.logits_BAK.device.type, enabled=False):
-            found = assign(raw, targets=targets)
             class_P = targets.class_ids_G[found.target_row_P]
             classes = _ClassSum.apply(
                 raw.logits_BAK, found.image_P, found.anchor_P, class_P, found.score_P, self.label_smoothing

@@ -107,9 +107,8 @@ class Accumulator:
 
     def loss_of(self, images_B3HW: torch.Tensor, targets: Targets) -> LossSum:
         """Forward pass and loss; what they leave behind is only what backward needs."""
-        pixels_B3HW = images_B3HW.to(self.device, non_blocking=True).float().div_(255)
-        with self.precision.autocast():
-            raw = self.forward(pixels_B3HW)
+        with self.precision.autocast():  # the pixels have no name here: nothing holds them beyond the forward pass
+            raw = self.forward(images_B3HW.to(self.device, non_blocking=True).float().div_(255))
         return self.loss(raw, targets.to(self.device, non_blocking=True))
 
     def _micro_batches(self, group: Sequence[TrainBatch]) -> Iterator[tuple[torch.Tensor, Targets]]:
