@@ -12,6 +12,7 @@ from ullage.apps.cli.demo import DEMO_FIXED, DEMO_SETTINGS
 from ullage.apps.cli.main import main
 from ullage.apps.cli.verbs import settings
 from ullage.config import PredictConfig, TrainConfig, ValConfig
+from ullage.config.tools import PlanConfig
 from ullage.errors import ConfigError
 
 
@@ -135,7 +136,14 @@ def test_the_demo_settings_are_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "config"), [("train", TrainConfig), ("val", ValConfig), ("predict", PredictConfig), ("demo", TrainConfig)]
+    ("line", "config"),
+    [
+        ("train", TrainConfig),
+        ("val", ValConfig),
+        ("predict", PredictConfig),
+        ("demo", TrainConfig),
+        ("plan", PlanConfig),
+    ],
 )
 def test_help_lists_every_key_with_type_default_and_meaning(line, config, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([line, "--help"]) == 0

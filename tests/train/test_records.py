@@ -31,6 +31,7 @@ def epoch_done(epoch: int, *, metrics: dict[str, float] | None = None, loss: flo
         images_per_second=33.3333333,
         memory_bytes=1_234_567_890,
         is_best=True,
+        predicted_bytes=1_100_000_000,
     )
 
 
@@ -49,7 +50,8 @@ def test_one_row_an_epoch_under_the_names_that_users_know(tmp_path: Path) -> Non
     assert rows[0] == {
         "epoch": "1", "time": "12", "train/box_loss": "1.25", "train/cls_loss": "2.5", "metrics/precision(B)": "0.5",
         "metrics/mAP50-95(B)": "0.25", "fitness": "0.3", "val/box_loss": "1.5", "lr/pg0": "0.01", "lr/pg1": "0.02",
-        "seconds": "10", "eval_seconds": "2", "images_per_second": "33.3333", "peak_bytes_measured": "1234567890",
+        "seconds": "10", "eval_seconds": "2", "images_per_second": "33.3333", "peak_bytes_predicted": "1100000000",
+        "peak_bytes_measured": "1234567890",
     }  # fmt: skip
     assert [row["time"] for row in rows] == ["12", "24"]
 

@@ -128,8 +128,9 @@ def plan_training(
     """
     images = _images(batch, imgsz)
     return engine.plan(
-        _step(boxes, batch), network, images, budget=budget, technique=technique, optimizer=optimizer, precision=precision,
-        device=device, average=True, micro_batch=micro_batch, validation=(_judge, images) if validates else None,
+        _step(boxes, batch), network, images, budget=budget, technique=technique, optimizer=optimizer,
+        precision=precision, device=device, average=True, micro_batch=micro_batch,
+        validation=(_judge, images) if validates else None,
     )  # fmt: skip
 
 

@@ -75,4 +75,5 @@ def _sentence(memory: PlannedMemory, measured: engine.Measured, granted: int | N
     predicted = memory.predicted_bytes
     about = f"predicted {format_bytes(predicted)}, " if predicted else ""
     limit = f" of {format_bytes(granted)}" if granted is not None else ""
-    return f"memory: {memory.describe()}; peak of the worst step: {about}rehearsed {format_bytes(measured.peak_bytes)}{limit}"
+    rehearsed = f"{about}rehearsed {format_bytes(measured.peak_bytes)}{limit}"
+    return f"memory: {memory.describe()}; peak of the worst step: {rehearsed}"

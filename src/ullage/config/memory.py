@@ -16,14 +16,12 @@ class BudgetSettings(Section):
 
     memory: str | None = Field(
         default=None,
-        description="budget such as '8GB': tensors on a CPU, the whole process on a GPU; None plans nothing",
+        description="budget, like '8GB': tensors (CPU), whole process (GPU)",
     )
     gradient_checkpointing: bool | Literal["auto"] = Field(
-        default="auto", description="True recomputes cheap results everywhere, False nowhere; auto as the budget needs"
+        default="auto", description="True recomputes everywhere, False nowhere, auto as needed"
     )
-    technique: str = Field(
-        default="auto", description="technique of every block: none, recompute, block, nested, recompute+int8 ...; auto"
-    )
+    technique: str = Field(default="auto", description="none, recompute, block, nested, recompute+int8 ... or auto")
     micro_batch: int | None = Field(default=None, ge=1, description="images of one forward pass; None plans it")
 
     @field_validator("memory", mode="before")
@@ -43,8 +41,8 @@ class BudgetSettings(Section):
     def _consistent(self) -> BudgetSettings:
         if self.technique != "auto" and self.gradient_checkpointing != "auto":
             raise ValueError(
-                f"technique={self.technique} and gradient_checkpointing={self.gradient_checkpointing} both choose how to "
-                "save memory: give one of them"
+                f"technique={self.technique} and gradient_checkpointing={self.gradient_checkpointing} both choose how "
+                "to save memory: give one of them"
             )
         return self
 

@@ -41,17 +41,17 @@ class PlanSettings(Section):
     """What would be trained, and where."""
 
     model: str = Field(default="yolov12n", description="network name")
-    data: str | None = Field(default=None, description="data set, for its classes and its most crowded images")
+    data: str | None = Field(default=None, description="data set, for its classes and most crowded images")
     batch: int = Field(default=16, ge=1, description="images a step, over all devices")
     imgsz: int | tuple[int, int] = Field(default=640, description="training size in pixels, or (min, max)")
-    device: Literal["cuda", "cpu"] = Field(default="cuda", description="kind of device that will train, present or not")
+    device: Literal["cuda", "cpu"] = Field(default="cuda", description="what will train, present or not")
     devices: int = Field(default=1, ge=1, description="how many share the batch")
     precision: Literal["float32", "bf16", "fp16"] | None = Field(
-        default=None, description="type of matrix products; None means fp16 on cuda, float32 on cpu"
+        default=None, description="of matrix products; None: fp16 on cuda, float32 on cpu"
     )
     optimizer: Literal["SGD", "Adam", "AdamW"] = Field(default="SGD", description="optimizer, for its state")
     boxes_per_image: int | None = Field(
-        default=None, ge=0, description="most boxes an image has, mosaics included; None takes them from data, else 100"
+        default=None, ge=0, description="most boxes an image, mosaics too; None: from data, else 100"
     )
     save: str | None = Field(default=None, description="also write the plan there, as JSON")
 
