@@ -21,7 +21,7 @@ from ullage.geometry.targets import Targets
 from ullage.nn.outputs import RawDetections, decode_boxes
 
 TOP = 10
-MAX_PAIRS = 2**18
+MAX_PAIRS = 2**16
 NARROWEST, PADDING = 16, 4  # columns of the narrowest matrix of candidates; how much wider the next one is
 DECODE_ROWS = 2**14  # anchors decoded at a time: the float32 bins stay in the processor's cache
 _METRIC_EPS = 1e-9
@@ -249,12 +249,7 @@ def _positives(
     best_N = image_G.new_zeros(quality.boxes_4N.shape[1])
     host_counts_G = counts_G.cpu()
     for boxes in _chunks(host_counts_G, max_pairs):
-        box_Q, anchor_Q = _pairs(rectangles, levels, order_G[boxes], int(host_counts_G[boxes].sum()))
-        row_Q = order_G[boxes][box_Q]
-        key_Q = image_G[row_Q] * anchors + anchor_Q
-        ciou_Q, metric_Q = quality(key_Q, row_Q)
-        best_N.scatter_reduce_(0, key_Q, _rank(ciou_Q, row_Q), "amax")
-        _claim(claims_GT[boxes], _rank(metric_Q, anchor_Q), box_Q, host_counts_G[boxes])
+        _consider(quality, rectangles, levels, order_G[boxes], host_counts_G[boxes], best_N, claims_GT[boxes])
     box_C, slot_C = (claims_GT >> 32 > 0).nonzero(as_tuple=True)
     row_C = order_G[box_C]
     key_C = image_G[row_C] * anchors + _rank_index(claims_GT[box_C, slot_C])
@@ -276,6 +271,24 @@ def _chunks(counts_G: torch.Tensor, max_pairs: int) -> Iterator[slice]:
         stop = max(stop, start + 1)
         yield slice(start, stop)
         start = stop
+
+
+def _consider(
+    quality: Quality,
+    rectangles: _Rectangles,
+    levels: list[_Level],
+    rows_M: torch.Tensor,
+    counts_M: torch.Tensor,
+    best_N: torch.Tensor,
+    claims_MT: torch.Tensor,
+) -> None:
+    """Rate all candidates of the boxes ``rows_M``; write the best box of each anchor, and what each box claims."""
+    box_Q, anchor_Q = _pairs(rectangles, levels, rows_M, int(counts_M.sum()))
+    row_Q = rows_M[box_Q]
+    key_Q = quality.targets.image_index_G[row_Q] * quality.anchors + anchor_Q
+    ciou_Q, metric_Q = quality(key_Q, row_Q)
+    best_N.scatter_reduce_(0, key_Q, _rank(ciou_Q, row_Q), "amax")
+    _claim(claims_MT, _rank(metric_Q, anchor_Q), box_Q, counts_M)
 
 
 def _pairs(
