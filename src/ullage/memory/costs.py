@@ -35,7 +35,8 @@ class BlockCost:
         name: Submodule.
         kept: Bytes kept under each technique, by its name.
         largest_bytes: Its largest map.
-        parts: Its submodules when it is divided: bytes kept where their inputs are kept, and the transient of the worst.
+        parts: Its submodules when it is divided; empty when it is not.
+        part_transients: What the worst of them needs while backward is in it, by technique.
         forward_seconds: Time of its forward pass.
         cheap_seconds: Time to make its cheap results again.
         gradient_bytes: Of its parameters.
@@ -129,7 +130,7 @@ def operations(func: Any, args: Any, out: Any) -> float:
 
 
 def block_costs(step: Step, model: nn.Module, batch: Any, setting: Setting) -> tuple[list[BlockCost], float]:
-    """Trace the forward pass four times; return the blocks, and the time of a plain step."""
+    """Trace the forward pass three times; return the blocks, and the time of a plain step."""
     names = block_names(model)
     divided = {name: parts_of(model, name) for name in names}
     watched = [*names, *(part for parts in divided.values() for part in parts)]
@@ -141,7 +142,6 @@ def block_costs(step: Step, model: nn.Module, batch: Any, setting: Setting) -> t
     ledger = CostLedger()
     plain = traced({}, ledger)
     cheap = traced(dict.fromkeys(names, Technique(recompute=True)))
-    block = traced(dict.fromkeys(names, Technique(block=True)))
     fine = [part for name in names for part in divided[name] or (name,)]
     parted = traced(dict.fromkeys(fine, Technique(block=True)))
 
@@ -158,7 +158,7 @@ def block_costs(step: Step, model: nn.Module, batch: Any, setting: Setting) -> t
     }
     all_gradients = sum(p.untyped_storage().nbytes() for p in model.parameters() if p.requires_grad)
     inputs = sum(p.nbytes for p in ledger.pieces if p.category == "inputs")
-    end = max(_loss_bytes(trace) for trace in (plain, cheap, block))
+    end = max(_loss_bytes(trace) for trace in (plain, cheap, parted))
     costs: list[BlockCost] = []
     for index, name in enumerate(names):
         own = [name, *divided[name]]
@@ -167,10 +167,11 @@ def block_costs(step: Step, model: nn.Module, batch: Any, setting: Setting) -> t
             technique: max((transient(way, kept.kept.get(part, 0), largest[part]) for part in own), default=0)
             for technique, way, kept in (("block", "block", plain), ("block+recompute", "nested", cheap))
         }
-        kept = {"none": plain, "recompute": cheap, "block": block, "parts": parted}
+        kept = {"none": plain, "recompute": cheap, "parts": parted}
         arithmetic = sum(ledger.operations[part] for part in own) / balance
         moved = 2 * sum(ledger.written[part] for part in own)
         held = {key: entering + sum(trace.kept.get(part, 0) for part in own) for key, trace in kept.items()}
+        held["block"] = entering + parted.left.get(name, 0)
         costs.append(
             BlockCost(
                 name=name,

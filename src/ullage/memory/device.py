@@ -1,8 +1,8 @@
 """What a device adds to live tensors: rounding and segments of its allocator, and the context of the process.
 
 The rules of the caching allocator are facts of PyTorch (c10/cuda/CUDACachingAllocator: 512-byte blocks; requests up to
-1 MiB from 2 MiB segments, up to 10 MiB from 20 MiB segments, larger ones from segments rounded up to 2 MiB). The context
-is an assumption that was not measured on a GPU here; ``docs/memory.md`` says so.
+1 MiB from 2 MiB segments, up to 10 MiB from 20 MiB segments, larger ones from segments rounded up to 2 MiB). The
+context is an assumption that was not measured on a GPU here; ``docs/memory.md`` says so.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class CachingAllocator:
 
 
 def reserved_bytes(pieces: Sequence[Piece], events: Sequence[int], device_type: str) -> int:
-    """Return what the device's allocator reserves for a ledger's events; on a CPU, where nothing is cached, its peak."""
+    """Return what the device's allocator reserves for a ledger's events; on a CPU, which caches nothing, the peak."""
     if device_type != "cuda":
         level = peak = 0
         for event in events:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_iter
 
 from ullage.memory.apply import block_names
 from ullage.memory.device import context_bytes, reserved_bytes
-from ullage.memory.fakes import fake_batch, faked
+from ullage.memory.fakes import fake_batch, faked, is_faked
 from ullage.memory.ledger import Ledger
 from ullage.memory.plan import Estimate
 from ullage.memory.technique import Technique
@@ -22,8 +22,8 @@ from ullage.memory.trace import (
     Setting,
     Step,
     Trace,
+    enter_standing,
     precision_context,
-    standing,
     trace_step,
 )
 
@@ -109,13 +109,11 @@ def techniques_of(model: nn.Module, technique: str | Mapping[str, str]) -> dict[
 def validation_peak(validation: Validation, model: nn.Module, setting: Setting) -> int:
     """Return the peak of a validation step, beside what training keeps meanwhile."""
     step, batch = validation
-    parameters = [p for p in model.parameters() if p.requires_grad]
     ledger = Ledger()
-    with faked(model), _evaluating(model), torch.no_grad():
+    fakes = contextlib.nullcontext() if is_faked(model) else faked(model)
+    with fakes, _evaluating(model), torch.no_grad():
         images = fake_batch(batch)
-        held = standing(model, parameters, setting)
-        for category, tensors in held.items():
-            ledger.enter(tensors, category)
+        enter_standing(ledger, model, setting)
         ledger.enter(t for t in tree_iter(images) if isinstance(t, torch.Tensor))
         with ledger, precision_context(setting, emulate=setting.device_type != "cpu"):
             step(model, images)

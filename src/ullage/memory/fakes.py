@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 
@@ -32,9 +32,14 @@ def faked(model: nn.Module) -> Generator[FakeTensorMode]:
                 module._buffers.update(buffers)  # pyright: ignore[reportPrivateUsage]
 
 
+def is_faked(model: nn.Module) -> bool:
+    """Whether the model's tensors are fake already."""
+    return isinstance(next(iter((*model.parameters(), *model.buffers())), None), FakeTensor)
+
+
 def fake_batch(batch: Any) -> Any:
     """Replace the tensors of a batch (lists, tuples, dictionaries of them) by fake ones; call it inside ``faked``."""
-    return tree_map_only(torch.Tensor, lambda t: _new(t).requires_grad_(t.requires_grad), batch)
+    return tree_map_only(torch.Tensor, _fake, batch)
 
 
 def _parameter(parameter: nn.Parameter | None, made: dict[int, torch.Tensor]) -> nn.Parameter | None:
@@ -57,3 +62,7 @@ def _like(tensor: torch.Tensor | None, made: dict[int, torch.Tensor]) -> torch.T
 
 def _new(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+
+def _fake(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if isinstance(tensor, FakeTensor) else _new(tensor).requires_grad_(tensor.requires_grad)

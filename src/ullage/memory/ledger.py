@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+_DEVICE = torch.ops.prim.device.default
 Phase = Literal["before", "forward", "loss", "backward", "optimizer"]
 
 
@@ -47,6 +49,7 @@ class Ledger(TorchDispatchMode):
         self.events: list[int] = []  # index of a piece that appears, or ~index of one that is freed
         self.current_bytes = 0
         self._live: dict[int, int] = {}
+        self._standing: set[int] = set()
 
     def enter(self, tensors: Iterable[torch.Tensor | None], category: str = "") -> None:
         """Count tensors that are not counted yet."""
@@ -63,6 +66,21 @@ class Ledger(TorchDispatchMode):
             self.current_bytes += self.pieces[index].nbytes
             weakref.finalize(storage, self._strike_out, key)
 
+    def stand(self, nbytes: int, category: str) -> int:
+        """Count bytes that are there without being followed; return the handle for ``fall``."""
+        index = len(self.pieces)
+        self.pieces.append(Piece(nbytes, self.phase, self.block, category))
+        self.events.append(index)
+        self.current_bytes += nbytes
+        self._standing.add(index)
+        return index
+
+    def fall(self, index: int) -> None:
+        """Strike out what ``stand`` counted."""
+        self._standing.discard(index)
+        self.events.append(~index)
+        self.current_bytes -= self.pieces[index].nbytes
+
     def name(self, tensors: Iterable[torch.Tensor | None], category: str) -> None:
         """Say what tensors are that are counted already."""
         for tensor in tensors:
@@ -78,6 +96,8 @@ class Ledger(TorchDispatchMode):
             self.current_bytes -= self.pieces[index].nbytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):  # half of what a trace dispatches, and it makes nothing
+            return args[0].fake_device
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor):
             self.enter((out,))
@@ -85,9 +105,13 @@ class Ledger(TorchDispatchMode):
             self.enter(t for t in tree_iter(out) if isinstance(t, torch.Tensor))
         return out
 
-    def alive(self) -> list[Piece]:
-        """Return what is alive now."""
-        return [self.pieces[index] for index in self._live.values()]
+    def alive(self) -> dict[int, Piece]:
+        """Return what is alive now, by index."""
+        return {index: self.pieces[index] for index in (*self._live.values(), *self._standing)}
+
+    def index_of(self, tensor: torch.Tensor) -> int:
+        """Return the index of the piece that a tensor lives in, -1 when it is not counted."""
+        return self._live.get(tensor.untyped_storage()._cdata, -1)  # pyright: ignore[reportPrivateUsage]
 
     def peak(self) -> Peak:
         """Find the peak, and what was alive then."""

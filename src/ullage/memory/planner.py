@@ -1,8 +1,9 @@
 """Find the fastest exact way to run a step within a budget.
 
-Three short traces (forward only) tell what each block keeps under each technique; a knapsack over the blocks chooses;
-the choice is then traced in full, under the engine itself, and what that shows corrects the knapsack's figures. What is
-printed and promised is always a full trace.
+Three short traces (forward only) tell what each block keeps under each technique. A knapsack over the blocks makes a
+ladder of choices, each needing less memory and more time than the one above it. The search starts at the rung where the
+model sees the budget, and traces rungs in full, under the engine itself, until one fits and the next faster one does
+not. What is printed and promised is always a full trace.
 
 Exactness comes first: one pass before several, since micro-batches change BatchNorm's statistics; within a number of
 passes the least time wins. ``int8`` and lower precision are never chosen silently.
@@ -10,7 +11,9 @@ passes the least time wins. ``int8`` and lower precision are never chosen silent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import gc
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,18 +23,21 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from ullage.errors import ConfigError, MemoryBudgetError
-from ullage.memory.choice import Block, choose, peak_of
+from ullage.memory.choice import Block, Choice, choose, peak_of
 from ullage.memory.costs import BlockCost, block_costs
 from ullage.memory.device import CUDA_WORKSPACE_BYTES, context_bytes
 from ullage.memory.estimate import Validation, device_kind, estimate_of, techniques_of, validation_peak
+from ullage.memory.fakes import fake_batch, faked
+from ullage.memory.ledger import Ledger
 from ullage.memory.plan import Considered, Estimate, Plan, need
 from ullage.memory.technique import Technique
-from ullage.memory.trace import OptimizerLike, PrecisionName, Setting, Step, trace_step
+from ullage.memory.trace import OptimizerLike, PrecisionName, Setting, Step, enter_standing, trace_step
 from ullage.units import format_bytes, parse_bytes
 
-MARGIN = 1.01  # after a choice that did not fit, the next is asked for this much more room
-ROUNDS = 4  # full traces for one number of micro-batches, at most
-GOOD_USE = 0.9  # a slower plan than plain training that leaves more than a tenth of the budget is tried to improve
+OVERHEAD = {"cuda": 1.12}  # a GPU's allocator reserves more than is allocated: where the search begins
+DOUBT = 0.95  # a number of passes is not even traced when the model finds it too large by more than this
+GOOD_USE = 0.9  # the next faster choice is not tried when this part of the budget is used
+STEP = 0.87  # from one rung of the ladder to the next
 UNIFORM = ("none", "recompute", "block", "nested")
 
 
@@ -72,18 +78,31 @@ def plan(
         ConfigError: Unknown technique or optimizer, batch without tensors, or a step that needs values.
     """
     granted = parse_bytes(budget) if budget is not None else None
-    search = _Search(step, model, batch, Setting(precision, device_kind(model, device), optimizer, average), granted)
-    val_batch = 0
-    if validation is not None:
-        val_batch, search.val_peak_bytes = search.fit_validation(validation)
-    sizes = [micro_batch] if micro_batch is not None else list(micro_batches(search.images))
-    if granted is None or technique != "auto":
-        found = search.forced("none" if technique == "auto" else technique, sizes if granted is not None else sizes[:1])
-    else:
-        found = search.best(sizes)
-    if found is None:
-        raise MemoryBudgetError(search.nothing_fits())
+    setting = Setting(precision, device_kind(model, device), optimizer, average)
+    with faked(model), _collector_at_rest():
+        search = _Search(step, model, fake_batch(batch), setting, granted)
+        val_batch = search.fit_validation(validation) if validation is not None else 0
+        sizes = [micro_batch] if micro_batch is not None else list(micro_batches(search.images))
+        if granted is None or technique != "auto":
+            name = "none" if technique == "auto" else technique
+            found = search.forced(name, sizes if granted is not None else sizes[:1])
+        else:
+            found = search.best(sizes)
+        if found is None:
+            raise MemoryBudgetError(search.nothing_fits())
     return replace(found, val_batch=val_batch)
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Generator[None]:
+    """Keep Python's garbage collector from walking through the many small objects of a trace."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def micro_batches(images: int) -> Iterable[int]:
@@ -109,7 +128,7 @@ class _Search:
         self.val_peak_bytes = 0
         self.considered: list[Considered] = []
         self.has_norms = any(isinstance(m, _NormBase) for m in model.modules())
-        self.factor = 1.0  # what traces showed against the model's figures
+        self.factor = OVERHEAD.get(setting.device_type, 1.0)  # what traces showed against the model's figures
         self._costs: tuple[list[BlockCost], float] | None = None
 
     @property
@@ -119,15 +138,22 @@ class _Search:
             self._costs = block_costs(self.step, self.model, self.batch, self.setting)
         return self._costs
 
-    def fit_validation(self, validation: Validation) -> tuple[int, int]:
-        """Return how many images validation takes at a time, and its peak; halved until it fits."""
+    def fit_validation(self, validation: Validation) -> int:
+        """Return how many images validation takes at a time; its peak, beyond what stands, follows their number."""
         step, batch = validation
-        images = image_count(batch)
-        while True:
-            peak = validation_peak((step, take(batch, images)), self.model, self.setting)
-            if self.budget is None or images == 1 or self._needed(peak) <= self.budget:
-                return images, peak
+        images = everything = image_count(batch)
+        peak = validation_peak((step, fake_batch(batch)), self.model, self.setting)
+        ledger = Ledger()
+        enter_standing(ledger, self.model, self.setting)
+        fixed = ledger.current_bytes
+        while (
+            self.budget is not None
+            and images > 1
+            and self._needed(fixed + (peak - fixed) * images // everything) > self.budget
+        ):
             images = -(-images // 2)
+        self.val_peak_bytes = fixed + (peak - fixed) * images // everything
+        return images
 
     def forced(self, technique: str, sizes: Sequence[int]) -> Plan | None:
         """Use one technique everywhere; only the number of passes is left to choose."""
@@ -156,28 +182,29 @@ class _Search:
         return None
 
     def _refine(self, blocks: list[Block], plain: float, size: int) -> Plan | None:
-        """Choose, trace, correct the model by what the trace shows, until the choice uses the budget well."""
+        """Find the fastest rung of the ladder whose trace fits."""
         assert self.budget is not None
-        ends, best = self._ends(size), None
-        fixed = self._needed(ends["static_bytes"])
-        tried: set[tuple[str, ...]] = set()
-        for _ in range(ROUNDS):
-            room = ends["static_bytes"] + int((self.budget - fixed) / self.factor)
-            choice = choose(blocks, budget_bytes=room, **ends)
-            if choice is None or (names := tuple(o.name for o in choice.options)) in tried:
-                break
-            tried.add(names)
-            techniques = {name: t for option in choice.options for name, t in option.blocks}
+        rungs = ladder(blocks, **self._ends(size))
+        fixed = self._needed(self._ends(size)["static_bytes"])
+        modelled = [self._needed(rung.peak_bytes) - fixed for rung in rungs]
+        if fixed + self.factor * DOUBT * modelled[0] > self.budget:
+            return None
+        at = max(sum(fixed + self.factor * size_ <= self.budget for size_ in modelled) - 1, 0)
+        best: Plan | None = None
+        tried: set[int] = set()
+        while 0 <= at < len(rungs) and at not in tried:
+            tried.add(at)
+            techniques = {name: t for option in rungs[at].options for name, t in option.blocks}
             traced = self._trace(techniques, size)
-            slowdown, needed = 1 + choice.seconds / plain, need(traced)
+            slowdown, needed = 1 + rungs[at].seconds / plain, need(traced)
+            self.factor = max(needed - fixed, 1) / max(modelled[at], 1)
             fits = needed <= self.budget
             self._note("chosen block by block", size, needed, slowdown, fits=fits, traced=True)
             if fits and (best is None or slowdown < best.slowdown):
                 best = self._plan(techniques, size, traced, slowdown)
-            if fits and (choice.seconds == 0 or needed > GOOD_USE * self.budget):
+            if fits and needed > GOOD_USE * self.budget:
                 break
-            modelled = max(choice.peak_bytes - ends["static_bytes"], 1)
-            self.factor = max(needed - fixed, 1) / modelled * (1.0 if fits else MARGIN)
+            at += 1 if fits else -1
         return best
 
     def _trace(self, techniques: Mapping[str, str], size: int) -> Estimate:
@@ -260,6 +287,25 @@ class _Search:
         return f"{text}; with images of {side:.0%} of the side, or a smaller model, it would fit"
 
 
+def ladder(blocks: Sequence[Block], *, static_bytes: int, end_bytes: int) -> list[Choice]:
+    """Return the knapsack's choices for ever larger budgets, smallest first. It does not depend on what was granted."""
+    ends = {"static_bytes": static_bytes, "end_bytes": end_bytes}
+    options = tuple(block.options[0] for block in blocks)
+    plain = Choice(options, sum(option.seconds for option in options), peak_of(blocks, options, **ends))
+    rungs, room, too_little = [plain], (plain.peak_bytes - static_bytes) * STEP, 0.0
+    while room > 1.02 * too_little:
+        choice = choose(blocks, budget_bytes=static_bytes + int(room), **ends)
+        if choice is None:
+            too_little = room
+            room = (too_little + rungs[-1].peak_bytes - static_bytes) / 2
+            continue
+        if choice.options != rungs[-1].options:
+            rungs.append(choice)
+        reached = choice.peak_bytes - static_bytes
+        room = (too_little + reached) / 2 if too_little else min(room, reached) * STEP
+    return rungs[::-1]
+
+
 def image_count(batch: Any) -> int:
     """Return the size of the first dimension of a batch's first tensor.
 
@@ -273,5 +319,5 @@ def image_count(batch: Any) -> int:
 
 
 def take(batch: Any, images: int) -> Any:
-    """Return the first images of a batch."""
-    return tree_map_only(torch.Tensor, lambda t: t[:images] if t.dim() else t, batch)
+    """Make a fake batch like a fake one, of so many images."""
+    return tree_map_only(torch.Tensor, lambda t: torch.empty_like(t[:images]) if t.dim() else t, batch)

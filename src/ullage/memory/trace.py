@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from ullage.errors import ConfigError
 from ullage.memory.apply import apply_techniques, block_names
-from ullage.memory.fakes import fake_batch, faked
+from ullage.memory.fakes import fake_batch, faked, is_faked
 from ullage.memory.ledger import Ledger
 from ullage.memory.lowering import TargetAutocast
 from ullage.memory.technique import Technique
@@ -62,6 +62,7 @@ class Trace:
         backward_blocks: Blocks in the order in which backward reached them, with the position in the ledger's events.
         forward_end: Position of the first event after the model's forward pass.
         kept: Bytes alive at that point, by the innermost module that made them.
+        left: Bytes alive at that point that were outputs of a module, by the module.
         static_bytes: Bytes that were there before the step.
     """
 
@@ -69,6 +70,7 @@ class Trace:
     forward_end: int = 0
     backward_blocks: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     kept: dict[str, int] = field(default_factory=dict[str, int])
+    left: dict[str, int] = field(default_factory=dict[str, int])
     static_bytes: int = 0
 
 
@@ -88,7 +90,7 @@ def trace_step(
     Raises:
         ConfigError: The step's course depends on the values of its tensors, which a trace does not know.
     """
-    with faked(model):
+    with contextlib.nullcontext() if is_faked(model) else faked(model):
         try:
             return run_step(
                 step, model, fake_batch(batch), techniques=techniques, setting=setting, blocks=blocks,
@@ -117,11 +119,9 @@ def run_step(
     parameters = [p for p in model.parameters() if p.requires_grad]
     ledger = ledger if ledger is not None else Ledger()
     trace = Trace(ledger)
-    held = standing(model, parameters, setting)
     for p in parameters:
         p.grad = torch.zeros_like(p) if setting.accumulates else None
-    for category, tensors in held.items():
-        ledger.enter(tensors, category)
+    enter_standing(ledger, model, setting)
     ledger.enter((t for t in tree_iter(batch) if isinstance(t, torch.Tensor)), "inputs")
     ledger.enter((p.grad for p in parameters), "gradients")
     trace.static_bytes = ledger.current_bytes
@@ -144,14 +144,17 @@ def run_step(
     return trace
 
 
-def standing(model: nn.Module, parameters: Sequence[nn.Parameter], setting: Setting) -> dict[str, list[torch.Tensor]]:
-    """Make what stands in memory between two steps, by category: weights, optimizer state, average."""
-    state = _optimizer_state(setting.optimizer)
-    return {
-        "weights": [*model.parameters(), *model.buffers()],
-        "optimizer": [torch.empty_like(p) for p in parameters for _ in range(state)],
-        "average": [torch.empty_like(t) for t in (*model.parameters(), *model.buffers())] if setting.average else [],
-    }
+def enter_standing(ledger: Ledger, model: nn.Module, setting: Setting) -> None:
+    """Count what stands in memory between two steps: weights, optimizer state, average."""
+    ledger.enter((*model.parameters(), *model.buffers()), "weights")
+    parameters = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
+    ledger.stand(_optimizer_state(setting.optimizer) * parameters, "optimizer")
+    if setting.average:
+        ledger.stand(sum(_bytes(t) for t in (*model.parameters(), *model.buffers())), "average")
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _optimizer_state(wanted: OptimizerLike) -> int:
@@ -185,12 +188,9 @@ def _update(ledger: Ledger, parameters: Sequence[nn.Parameter], setting: Setting
     """Take the optimizer's scratch: on GPUs it works on all parameters at once, on CPUs on one after another."""
     if setting.optimizer is None:
         return
-    ledger.phase = "optimizer"
-    sizes = [p for p in parameters if p.grad is not None]
-    if setting.device_type == "cpu":
-        sizes = sorted(sizes, key=lambda p: p.numel())[-1:]
-    scratch = [torch.empty_like(p) for p in sizes]
-    ledger.name(scratch, "optimizer")
+    ledger.phase, ledger.block = "optimizer", ""
+    sizes = [_bytes(p) for p in parameters if p.grad is not None]
+    ledger.fall(ledger.stand(max(sizes, default=0) if setting.device_type == "cpu" else sum(sizes), "optimizer"))
 
 
 def precision_context(setting: Setting, *, emulate: bool) -> contextlib.AbstractContextManager[Any]:
@@ -207,6 +207,7 @@ def _watching(model: nn.Module, blocks: Sequence[str] | None, trace: Trace) -> G
     ledger, names = trace.ledger, list(block_names(model) if blocks is None else blocks)
     stack: list[str] = []
     done = [0]
+    outputs_of: dict[str, set[int]] = {name: set() for name in names}
     handles: list[Any] = []
 
     def enter(name: str) -> Callable[..., None]:
@@ -236,15 +237,19 @@ def _watching(model: nn.Module, blocks: Sequence[str] | None, trace: Trace) -> G
             for tensor in tree_iter(outputs):
                 if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                     tensor.register_hook(reached)
+                    outputs_of[name].add(ledger.index_of(tensor))
 
         return hook
 
     def end(module: nn.Module, inputs: Any, outputs: Any) -> None:
         if ledger.phase == "forward":
             ledger.phase, ledger.block, trace.forward_end = "loss", "", len(ledger.events)
-            for piece in ledger.alive():
+            alive = ledger.alive()
+            for piece in alive.values():
                 if piece.phase == "forward":
                     trace.kept[piece.block] = trace.kept.get(piece.block, 0) + piece.nbytes
+            for name, indices in outputs_of.items():
+                trace.left[name] = sum(alive[index].nbytes for index in indices if index in alive)
 
     for name in names:
         module = model.get_submodule(name)
