@@ -126,12 +126,22 @@ def plan_training(
         device: ``"cpu"`` or ``"cuda"``.
         validates: Plan validation, too.
     """
-    images = _images(batch, imgsz)
+    images = tracing_images(batch, imgsz)
     return engine.plan(
-        _step(boxes, batch), network, images, budget=budget, technique=technique, optimizer=optimizer,
+        tracing_step(boxes, batch), network, images, budget=budget, technique=technique, optimizer=optimizer,
         precision=precision, device=device, average=True, micro_batch=micro_batch,
         validation=(_judge, images) if validates else None,
     )  # fmt: skip
+
+
+def check_technique(name: str) -> None:
+    """Refuse a technique that does not exist, before anything is made.
+
+    Raises:
+        ConfigError: No such technique; the message names the nearest.
+    """
+    if name != "auto":
+        engine.Technique.parse(name)
 
 
 def network_of(name: str, *, num_classes: int) -> Detector:
@@ -162,11 +172,19 @@ def largest(imgsz: int | tuple[int, int]) -> int:
     return imgsz if isinstance(imgsz, int) else imgsz[1]
 
 
-def _images(batch: int, side: int) -> torch.Tensor:
+def tracing_images(batch: int, side: int) -> torch.Tensor:
+    """Return a batch of images without memory."""
     return torch.empty(batch, 3, side, side, dtype=torch.uint8, device="meta").to(memory_format=torch.channels_last)
 
 
-def _step(boxes: int, batch: int) -> Any:
+def tracing_step(boxes: int, batch: int) -> Any:
+    """Return the training step as the engine traces it: the loss stands for its worst case.
+
+    Args:
+        boxes: Boxes in a batch, at most.
+        batch: Images that hold them; a micro-batch gets its share.
+    """
+
     def step(network: nn.Module, images_B3HW: torch.Tensor) -> torch.Tensor:
         share = -(-boxes * images_B3HW.shape[0] // batch)
         return WorstCaseLoss(boxes=share)(network(images_B3HW.float().div_(255)))

@@ -15,14 +15,15 @@ from ullage._version import __version__
 from ullage.api.evaluate import evaluate
 from ullage.api.folders import describe_environment, write_text
 from ullage.api.models import LoadedModel, from_weights
-from ullage.api.patient import PatientPredictor
+from ullage.api.patient import Patience
 from ullage.api.pictures import EvalPictures, PicturedBatches
-from ullage.api.plan import plan_training, worst_boxes
+from ullage.api.plan import check_technique, plan_training, worst_boxes
 from ullage.api.rehearsal import rehearse
 from ullage.api.start import Start, begin, checkpoint_to_resume, go_on
 from ullage.api.val import eval_predictor, save_figures
 from ullage.config import EvalSettings, OptimSettings, TrainConfig
 from ullage.config.data import STRIDE
+from ullage.data.host import fit_host_memory
 from ullage.data.index import DetectionSet
 from ullage.data.loader import EvalLoader, TrainLoader
 from ullage.data.preview import save_labels_picture
@@ -35,7 +36,7 @@ from ullage.train.events import Notice
 from ullage.train.frugal import PlannedMemory
 from ullage.train.host_allocator import reusing_host_memory
 from ullage.train.loop import Keeping, Limits, Trainer
-from ullage.train.optim import MovingAverage, freeze_blocks, make_optimiser
+from ullage.train.optim import MovingAverage, freeze_blocks, make_optimiser, set_training_mode
 from ullage.train.precision import Precision, choose_device, choose_precision
 from ullage.train.process import cap_process_memory, repeatable_kernels
 from ullage.train.progress import ConsoleProgress
@@ -94,6 +95,7 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
     config = config if start is None else start.config
     device, data = choose_device(config.device.device), _open_data(config)
     _check_smallest_batch(config, len(data.train))
+    check_technique(config.memory.wanted_technique)
     if start is not None:
         _check_same_classes(start.model.names, data.train.names)
     precision = choose_precision(device, config.device.amp)
@@ -134,14 +136,27 @@ class _Run:
         settings = self.config.data
         sizes = train_sizes(settings.imgsz, settings.multi_scale)
         self.imgsz = settings.imgsz if isinstance(settings.imgsz, int) else settings.imgsz[1]
+        self.largest = sizes[1] if sizes else self.imgsz
+        budget = self.config.memory.host_memory
+        host = fit_host_memory(
+            data.train,
+            budget_bytes=parse_bytes(budget) if budget is not None else None,
+            imgsz=self.largest,
+            batch=settings.batch,
+            workers=self.config.loader.workers,
+            cache=self.config.loader.cache,
+            device_type=device.type,
+        )
+        self.notices += host.notes
+        workers = host.workers if host.notes else self.config.loader.workers
         self.batches = TrainLoader(
             data.train,
             batch=settings.batch,
             imgsz=self.imgsz,
             augment=self.config.augment,
             seed=self.config.run.seed,
-            workers=self.config.loader.workers,
-            cache=self.config.loader.cache,
+            workers=workers,
+            cache=host.cache,
             rect=settings.rect,
             sizes=sizes,
             device_type=device.type,
@@ -153,14 +168,14 @@ class _Run:
                 data.val,
                 imgsz=self.imgsz,
                 batch=settings.batch,
-                workers=self.config.loader.workers,
+                workers=workers,
                 device_type=device.type,
             )
             stack.callback(self.eval_batches.close)
         self.keeping = Keeping(self.folder / "weights", write_checkpoint, self.config.run.save_period)
         self.loss = DetectionLoss.from_settings(self.config.loss, num_classes=len(data.train.names))
         self.eval_settings = EvalSettings()
-        self.patient = PatientPredictor(tell=self._tell)
+        self.patience = Patience(on_oom=self.config.memory.on_oom, tell=self._tell)
         self._trainer: Trainer | None = None
 
     def trainer(self, listeners: Sequence[Listener]) -> Trainer:
@@ -180,6 +195,7 @@ class _Run:
         )
         if self.start.payload is not None:
             state.restore(self.start.payload)
+        set_training_mode(network, frozen)
         memory = self._memory(network, type(state.optimiser).__name__)
         batches = self.batches
         if config.run.plots:
@@ -217,9 +233,9 @@ class _Run:
         settings, batch = self.config.memory, self.config.data.batch
         data = self.data
         plan = plan_training(
-            network.train(),
+            network,
             batch=batch,
-            imgsz=self.imgsz,
+            imgsz=self.largest,
             boxes=worst_boxes(data.train, batch, None),
             budget=settings.memory,
             technique=settings.wanted_technique,
@@ -230,7 +246,7 @@ class _Run:
             validates=data.val is not None,
         )
         write_text(self.folder / "plan.json", plan.to_json())
-        self.patient.limit = plan.val_batch if plan.val_batch < batch else 0
+        self.patience.limit = plan.val_batch if plan.val_batch < batch else 0
         if settings.memory is not None:
             cap_process_memory(self.device, parse_bytes(settings.memory))
         return PlannedMemory(network, plan, frozen_in_code=self.config.device.compile)
@@ -238,7 +254,7 @@ class _Run:
     def _rehearse(self, trainer: Trainer, memory: PlannedMemory) -> None:
         """Take one step on the worst batch, which changes nothing; say what it needed beside what was predicted."""
         text = rehearse(
-            trainer, memory, imgsz=self.imgsz, batch=self.config.data.batch,
+            trainer, memory, imgsz=self.largest, batch=self.config.data.batch,
             boxes=worst_boxes(self.data.train, self.config.data.batch, None), budget=self.config.memory.memory,
         )  # fmt: skip
         trainer.tell(Notice(text))
@@ -292,7 +308,7 @@ class _Run:
         assert isinstance(network, Detector)
         result = evaluate(
             eval_predictor(network, dataset, self.device, half=self.precision.dtype is not None),
-            patient=self.patient,
+            patience=self.patience,
             batches=batches,
             dataset=dataset,
             settings=self.eval_settings,
@@ -312,7 +328,7 @@ class _Run:
         plots = self.config.run.plots
         metrics = evaluate(
             eval_predictor(best.network, dataset, self.device, half=self.precision.dtype is not None),
-            patient=self.patient,
+            patience=self.patience,
             batches=batches,
             dataset=dataset,
             settings=self.eval_settings,

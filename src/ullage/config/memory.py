@@ -24,7 +24,7 @@ class BudgetSettings(Section):
     technique: str = Field(default="auto", description="none, recompute, block, nested, recompute+int8 ... or auto")
     micro_batch: int | None = Field(default=None, ge=1, description="images of one forward pass; None plans it")
 
-    @field_validator("memory", mode="before")
+    @field_validator("memory", "host_memory", mode="before", check_fields=False)
     @classmethod
     def _bytes(cls, value: object) -> object:
         if value is None:
@@ -59,4 +59,7 @@ class MemorySettings(BudgetSettings):
 
     on_oom: Literal["replan", "raise"] = Field(
         default="replan", description="out of memory: redo the step in less memory, or stop"
+    )
+    host_memory: str | None = Field(
+        default=None, description="budget for image cache and loader, like '4GB'; None: no limit"
     )
