@@ -139,7 +139,7 @@ class Plan:
         shown: dict[tuple[object, ...], Considered] = {}
         for way in self.considered:
             own = way.accumulate == self.accumulate
-            key = (way.accumulate, way.name, way.peak_bytes) if own else (way.accumulate,)
+            key = (way.accumulate, way.name, way.peak_bytes, way.slowdown) if own else (way.accumulate,)
             if key not in shown or way.peak_bytes < shown[key].peak_bytes:
                 shown[key] = way
         return list(shown.values())
@@ -147,7 +147,8 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{'':2}{'way':<34}{'batch':>14}{'peak':>12}{'time':>8}  fits"]
         for way in self._worth_showing():
-            chosen = "> " if way.traced and way.peak_bytes == need(self.predicted) else "  "
+            is_chosen = way.traced and (way.peak_bytes, way.slowdown) == (need(self.predicted), self.slowdown)
+            chosen = "> " if is_chosen else "  "
             about = "" if way.traced else "~"
             split = f"{self.batch}" if way.accumulate == 1 else f"{way.accumulate} x {-(-self.batch // way.accumulate)}"
             lines.append(

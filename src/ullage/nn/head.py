@@ -35,11 +35,11 @@ class DetectHead(nn.Module):
 
     def forward(self, maps: tuple[torch.Tensor, ...]) -> RawDetections:
         """Feature maps (B, C, H, W) of P3, P4, P5 to raw detections, anchors in that order, row-major."""
-        bins = [_anchors_first(branch(x)) for branch, x in zip(self.cv2, maps, strict=True)]
-        logits = [_anchors_first(branch(x)) for branch, x in zip(self.cv3, maps, strict=True)]
+        bins_BAR = torch.cat([_anchors_first(branch(x)) for branch, x in zip(self.cv2, maps, strict=True)], 1)
+        logits_BAK = torch.cat([_anchors_first(branch(x)) for branch, x in zip(self.cv3, maps, strict=True)], 1)
         sizes_hw = [(x.shape[2], x.shape[3]) for x in maps]
         centres_A2, strides_A = anchor_grid(sizes_hw, self.strides, maps[0].device)
-        return RawDetections(torch.cat(bins, 1), torch.cat(logits, 1), centres_A2, strides_A)
+        return RawDetections(bins_BAR, logits_BAK, centres_A2, strides_A)
 
 
 def _box_branch(c_in: int, width: int) -> nn.Sequential:

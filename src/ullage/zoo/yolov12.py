@@ -204,10 +204,15 @@ class YOLOv12(Detector):
         c4 = self.stage4(self.down4(c3))
         c5 = self.stage5(self.down5(c4))
 
+        # Each map is let go after its last use: held until the end, they would add to the peak.
         t4 = self.top_down4(torch.cat((interpolate(c5, scale_factor=2.0), c4), 1))
+        del c4
         p3 = self.top_down3(torch.cat((interpolate(t4, scale_factor=2.0), c3), 1))
+        del c3
         p4 = self.bottom_up4(torch.cat((self.rise4(p3), t4), 1))
+        del t4
         p5 = self.bottom_up5(torch.cat((self.rise5(p4), c5), 1))
+        del c5
         return self.head((p3, p4, p5))
 
 
