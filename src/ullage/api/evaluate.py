@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ullage.api.patient import PatientPredictor
+from ullage.api.patient import Patience
 from ullage.config import EvalSettings
 from ullage.data.batch import Batch
 from ullage.data.index import DetectionSet
@@ -57,7 +58,7 @@ def evaluate(
     loss: DetectionLoss | None = None,
     predictions_file: Path | None = None,
     on_batch: OnBatch | None = None,
-    patient: PatientPredictor | None = None,
+    patience: Patience | None = None,
 ) -> Evaluation:
     """Run every image, judge what was found.
 
@@ -68,14 +69,14 @@ def evaluate(
         settings: Thresholds.
         loss: Also sum up this loss.
         predictions_file: Also write COCO results there.
-        patient: Takes fewer images at a time when memory runs out; what it learned outlasts the call.
+        patience: Takes fewer images at a time when memory runs out; what it learned outlasts the call.
         on_batch: Called with the number of the batch, the batch, and what was found in pixels of the network's input.
 
     Raises:
         DataError: The network knows other classes than the data set.
     """
     check_classes(len(predictor.names), dataset)
-    patient = patient if patient is not None else PatientPredictor()
+    patience = patience if patience is not None else Patience()
     evaluator = DetectionEvaluator(names=dataset.names, max_det=settings.max_det)
     clock, sums = _Clock(), None
     with ExitStack() as stack:
@@ -84,17 +85,11 @@ def evaluate(
             writer = stack.enter_context(PredictionsWriter(predictions_file, category_ids=dataset.category_ids))
         for number, batch in enumerate(batches):
             clock.mark("preprocess")
-            raw = patient(predictor, batch.images_BCHW)
-            clock.mark("inference")
-            if loss is not None:
-                with torch.inference_mode():
-                    part = loss(raw, batch.targets.to(raw.logits_BAK.device))
-                sums = part if sums is None else sums + part
-                clock.mark("loss")
-            found = detections_from_raw(
-                raw, conf=settings.conf, iou=settings.iou, max_det=settings.max_det, one_class_per_box=False
-            )
-            found = [one.to("cpu") for one in found]
+            parts = patience(partial(judge, predictor, batch, loss, settings, clock.mark), len(batch.indices))
+            found = [one for part in parts for one in part.found]
+            for part in parts:
+                if part.loss is not None:
+                    sums = part.loss if sums is None else sums + part.loss
             for index, letterbox, one in zip(batch.indices, batch.letterboxes, found, strict=True):
                 original = Detections(letterbox.backward(one.boxes_xyxy_px_D4), one.scores_D, one.class_ids_D)
                 evaluator.add(index, dataset.labels(index), original, dataset.size_hw(index),
@@ -110,6 +105,51 @@ def evaluate(
         stage: clock.seconds.get(stage, 0.0) * 1000 / images for stage in ("preprocess", "inference", "postprocess")
     }
     return Evaluation(evaluator.compute(speed=speed), _means(loss, sums))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Some images of a batch: what was found in them, on the host, and the sums of the loss."""
+
+    found: list[Detections]
+    loss: LossSum | None
+
+
+def judge(
+    predictor: Predictor,
+    batch: Batch,
+    loss: DetectionLoss | None,
+    settings: EvalSettings,
+    mark: Callable[[str], None],
+    start: int,
+    stop: int,
+) -> Judged:
+    """Run images ``start`` to ``stop`` of a batch through network, loss and suppression.
+
+    Args:
+        predictor: As in ``evaluate``.
+        batch: As in ``evaluate``.
+        loss: As in ``evaluate``.
+        settings: As in ``evaluate``.
+        mark: Called with the name of each stage when it is done.
+        start: First image.
+        stop: The one after the last image.
+    """
+    raw = predictor(batch.images_BCHW[start:stop])
+    mark("inference")
+    sums = None
+    if loss is not None:
+        whole = stop - start == batch.targets.batch_size
+        targets = batch.targets if whole else batch.targets.images(start, stop)
+        with torch.inference_mode():
+            sums = loss(raw, targets.to(raw.logits_BAK.device))
+        mark("loss")
+    found = detections_from_raw(
+        raw, conf=settings.conf, iou=settings.iou, max_det=settings.max_det, one_class_per_box=False
+    )
+    found = [one.to("cpu") for one in found]
+    mark("postprocess")
+    return Judged(found, sums)
 
 
 def check_classes(count: int, dataset: DetectionSet) -> None:

@@ -12,6 +12,7 @@ from ullage import memory as engine
 from ullage.config.tools import PlanConfig
 from ullage.data.index import DetectionSet
 from ullage.data.source import open_dataset
+from ullage.errors import ConfigError, nearest
 from ullage.losses.bound import WorstCaseLoss
 from ullage.memory import Estimate, Plan
 from ullage.nn.detector import Detector
@@ -81,6 +82,7 @@ def estimate(
 def plan_of(config: PlanConfig) -> Plan:
     """Plan what a configuration describes; see ``plan``."""
     wanted, budget = config.plan, config.memory
+    check_technique(budget.wanted_technique)
     data = None if wanted.data is None else open_dataset(wanted.data, split="train")
     batch = -(-wanted.batch // wanted.devices)
     return plan_training(
@@ -140,8 +142,12 @@ def check_technique(name: str) -> None:
     Raises:
         ConfigError: No such technique; the message names the nearest.
     """
-    if name != "auto":
+    if name == "auto":
+        return
+    try:
         engine.Technique.parse(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{nearest(name, ('auto',))}") from None
 
 
 def network_of(name: str, *, num_classes: int) -> Detector:

@@ -13,10 +13,13 @@ from ullage.config import TrainConfig
 from ullage.errors import ConfigError, StorageError, TrainingError, WeightsError
 from ullage.zoo.checkpoint_file import read_checkpoint
 
-# What may change when a run goes on: where and how fast it runs, never what it computes.
+# What may change when a run goes on: where, how fast and in how much memory it runs, never what it computes.
 RESUMABLE_WITH = frozenset(
-    ("model", "resume", "device", "workers", "cache", "plots", "verbose", "save_period", "patience", "time")
-)
+    (
+        "model", "resume", "device", "workers", "cache", "plots", "verbose", "save_period", "patience", "time",
+        "memory", "host_memory", "technique", "gradient_checkpointing", "micro_batch", "on_oom",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

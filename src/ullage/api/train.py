@@ -18,7 +18,7 @@ from ullage.api.models import LoadedModel, from_weights
 from ullage.api.patient import Patience
 from ullage.api.pictures import EvalPictures, PicturedBatches
 from ullage.api.plan import check_technique, plan_training, worst_boxes
-from ullage.api.rehearsal import rehearse
+from ullage.api.rehearsal import Validation, Worst, rehearse
 from ullage.api.start import Start, begin, checkpoint_to_resume, go_on
 from ullage.api.val import eval_predictor, save_figures
 from ullage.config import EvalSettings, OptimSettings, TrainConfig
@@ -32,6 +32,7 @@ from ullage.errors import ConfigError, DataError, StorageError
 from ullage.losses.detection import DetectionLoss
 from ullage.metrics.result import Metrics
 from ullage.nn.detector import Detector
+from ullage.runtime.predictor import Predictor
 from ullage.train.events import Notice
 from ullage.train.frugal import PlannedMemory
 from ullage.train.host_allocator import reusing_host_memory
@@ -253,10 +254,12 @@ class _Run:
 
     def _rehearse(self, trainer: Trainer, memory: PlannedMemory) -> None:
         """Take one step on the worst batch, which changes nothing; say what it needed beside what was predicted."""
-        text = rehearse(
-            trainer, memory, imgsz=self.largest, batch=self.config.data.batch,
-            boxes=worst_boxes(self.data.train, self.config.data.batch, None), budget=self.config.memory.memory,
-        )  # fmt: skip
+        data, batch = self.data, self.config.data.batch
+        validation = None
+        if data.val is not None:
+            validation = Validation(self._predictor, self.loss, self.eval_settings, self.patience, self.imgsz)
+        worst = Worst(self.largest, batch, worst_boxes(data.train, batch, None))
+        text = rehearse(trainer, memory, worst=worst, budget=self.config.memory.memory, validation=validation)
         trainer.tell(Notice(text))
 
     def _tell(self, event: object) -> None:
@@ -303,11 +306,15 @@ class _Run:
         for text in [*texts, *self.notices]:
             trainer.tell(Notice(text))
 
+    def _predictor(self, network: nn.Module) -> Predictor:
+        assert isinstance(network, Detector)
+        half = self.precision.dtype is not None
+        return eval_predictor(network, self._validation()[1], self.device, half=half)
+
     def _evaluate(self, network: nn.Module) -> dict[str, float]:
         batches, dataset = self._validation()
-        assert isinstance(network, Detector)
         result = evaluate(
-            eval_predictor(network, dataset, self.device, half=self.precision.dtype is not None),
+            self._predictor(network),
             patience=self.patience,
             batches=batches,
             dataset=dataset,
@@ -324,10 +331,9 @@ class _Run:
     def judge_best(self) -> Metrics:
         """Judge the best weights once more, with pictures."""
         batches, dataset = self._validation()
-        best = from_weights(self.keeping.best)
         plots = self.config.run.plots
         metrics = evaluate(
-            eval_predictor(best.network, dataset, self.device, half=self.precision.dtype is not None),
+            self._predictor(from_weights(self.keeping.best).network),
             patience=self.patience,
             batches=batches,
             dataset=dataset,

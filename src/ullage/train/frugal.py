@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from dataclasses import replace
 
 from torch import nn
 
@@ -25,9 +26,9 @@ class PlannedMemory:
         self.network, self.plan = network, plan
         self._techniques = {name: Technique.parse(text) for name, text in plan.blocks.items()}
         self._applied = apply_techniques(network, self._techniques)
-        self._technique: str | None = None
-        self._micro_batch = plan.micro_batch
-        self._steps_left = [] if frozen_in_code else [name for name in LADDER if self._would_save(name)]
+        self._named = plan.technique
+        self._micro_batch = min(plan.micro_batch, plan.batch)
+        self._steps_left = [] if frozen_in_code else list(LADDER)
         self._is_predicted = True
 
     @property
@@ -42,9 +43,8 @@ class PlannedMemory:
 
     def describe(self) -> str:
         """Say what is in force."""
-        name = self.plan.technique if self._technique is None else self._technique
         whole = self._micro_batch >= self.plan.batch
-        return f"technique {name}" + ("" if whole else f", micro-batches of {self._micro_batch}")
+        return f"technique {self._named}" + ("" if whole else f", micro-batches of {self._micro_batch}")
 
     @contextlib.contextmanager
     def lifted(self) -> Generator[dict[str, str]]:
@@ -56,22 +56,31 @@ class PlannedMemory:
             self._applied = apply_techniques(self.network, self._techniques)
 
     def tighten(self) -> str | None:
-        """Recompute more; when all is recomputed, halve the micro-batch."""
-        self._is_predicted = False
-        if self._steps_left:
+        """Recompute more; when all is recomputed, halve the micro-batch; None when neither is possible."""
+        while self._steps_left:
             name = self._steps_left.pop(0)
-            self._applied.remove()
-            self._technique = name
-            self._techniques = dict.fromkeys(block_names(self.network), Technique.parse(name))
-            self._applied = apply_techniques(self.network, self._techniques)
-            return f"technique {name} in every block (same results, more time)"
+            more = self._with(Technique.parse(name))
+            if more != self._techniques:
+                self._leave_plan()
+                self._applied.remove()
+                self._techniques, self._named = more, name
+                self._applied = apply_techniques(self.network, more)
+                return f"technique {name} in every block (same results, more time)"
         if self._micro_batch == 1:
             return None
+        self._leave_plan()
         self._micro_batch = -(-self._micro_batch // 2)
         return f"micro-batches of {self._micro_batch} (BatchNorm sees that many images at a time)"
 
-    def _would_save(self, name: str) -> bool:
-        """Whether a technique everywhere keeps less than the plan does."""
-        names = set(self.plan.blocks.values()) if len(self.plan.blocks) >= len(block_names(self.network)) else {"none"}
-        rank = {"none": 0, "recompute": 1, "block": 2, "block+recompute": 3}
-        return min((rank.get(used, 0) for used in names), default=0) < rank.get(str(Technique.parse(name)), 0)
+    def _with(self, technique: Technique) -> dict[str, Technique]:
+        """Return the techniques in force with another one added everywhere; none is taken away."""
+        more: dict[str, Technique] = {}
+        for name in dict.fromkeys((*self._techniques, *block_names(self.network))):
+            own = self._techniques.get(name, Technique())
+            more[name] = replace(
+                own, recompute=own.recompute or technique.recompute, block=own.block or technique.block
+            )
+        return more
+
+    def _leave_plan(self) -> None:
+        self._is_predicted = False

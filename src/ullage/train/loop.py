@@ -16,16 +16,18 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ullage.errors import TrainingError
+from ullage.errors import MemoryBudgetError, TrainingError
 from ullage.train.accumulate import Accumulator
 from ullage.train.events import EpochDone, RunEnded, RunStarted, StepDone
 from ullage.train.interrupts import StopRequest
-from ullage.train.optim import rescale_and_clip, set_rates, set_training_mode
+from ullage.train.optim import set_rates, set_training_mode
 from ullage.train.precision import Precision
 from ullage.train.process import peak_memory_bytes
 from ullage.train.protocols import Batches, Evaluate, Listener, Loss, MemoryControl, TrainBatch, WriteCheckpoint
+from ullage.train.relief import Relief
 from ullage.train.schedule import Schedule
 from ullage.train.state import Position, TrainState
+from ullage.train.update import Update
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,28 @@ class Trainer:
         self.device, self.memory = next(state.network.parameters()).device, memory
         self.accumulate = Accumulator(
             forward if forward is not None else state.network, state.network, loss=loss, precision=precision,
-            scaler=state.scaler, memory=memory, on_oom=on_oom, tell=self.tell,
+            scaler=state.scaler, relief=Relief(self.device, memory, on_oom, self.tell),
         )  # fmt: skip
+        self.update = Update(state, self.accumulate.relief, self.accumulate.undo)
 
     def fit(self) -> RunEnded:
         """Train until a limit is reached.
 
         Raises:
             TrainingError: The loss is not finite.
+            MemoryBudgetError: Memory ran out, and nothing more can be saved.
             KeyboardInterrupt: Asked to stop, after ``last.pt`` was written.
         """
+        try:
+            return self.train()
+        except MemoryBudgetError as error:
+            if self.update.is_torn:
+                raise
+            self.save_last()
+            raise MemoryBudgetError(f"{error}; nothing is lost, '{self.keeping.last}' goes on from here") from None
+
+    def train(self) -> RunEnded:
+        """Train until a limit is reached, or until something fails."""
         position, began = self.state.position, time.perf_counter()
         earlier_seconds = position.seconds
         self.tell(RunStarted(self.limits.epochs, position.epoch, len(self.batches), self.loss.part_names,
@@ -135,26 +149,18 @@ class Trainer:
         state, images = self.state, sum(batch.images_BCHW.shape[0] for batch in group)
         parts, normaliser = self.accumulate(group)
 
-        position.batch += len(group)
-        lr, bias_lr, momentum = self.schedule.rates(
-            position.epoch * len(self.batches) + position.batch, self.progress(position)
-        )
+        batch = position.batch + len(group)
+        passed = position.epoch * len(self.batches) + batch
+        lr, bias_lr, momentum = self.schedule.rates(passed, self.progress(position, batch))
         set_rates(state.optimiser, lr, bias_lr, momentum)
-        state.scaler.unscale_(state.optimiser)
         normaliser = normaliser.clamp(min=1.0)
-        norm = rescale_and_clip(state.optimiser, (images / normaliser).to(self.device))
+        norm = self.update.finish_gradients((images / normaliser).to(self.device))
         if not state.scaler.is_enabled() and not torch.isfinite(norm):
             self.refuse(group, parts / normaliser)
-        state.scaler.step(state.optimiser)
-        state.scaler.update()
-        state.optimiser.zero_grad(set_to_none=True)
-        state.average.update(state.network)
+        self.update.move_weights()
 
-        means = (parts / normaliser).tolist()
-        position.loss_sums = [a + b for a, b in zip(position.loss_sums or [0.0] * len(means), means, strict=True)]
-        position.loss_steps += 1
-        position.images += images
-        position.boxes += sum(len(batch.targets) for batch in group)
+        position.batch = batch  # from here on the step is done
+        position.add((parts / normaliser).tolist(), images=images, boxes=sum(len(batch.targets) for batch in group))
         return lr
 
     def finish_epoch(self, position: Position) -> str | None:
@@ -195,11 +201,11 @@ class Trainer:
         self.tell(ended)
         return ended
 
-    def progress(self, position: Position) -> float:
-        """Part of the run that is over: by time when time is limited, else by batches."""
+    def progress(self, position: Position, batch: int) -> float:
+        """Part of the run that is over after so many batches of the epoch; by time when time is limited."""
         if self.limits.seconds is not None:
             return position.seconds / self.limits.seconds
-        return (position.epoch + position.batch / len(self.batches)) / self.limits.epochs
+        return (position.epoch + batch / len(self.batches)) / self.limits.epochs
 
     def expected_epochs(self) -> int:
         """Epochs the run will take: the limit, or an estimate when time decides."""

@@ -120,8 +120,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move towards the network's present weights."""
-        self.steps += 1
-        decay = EMA_DECAY * (1 - math.exp(-self.steps / EMA_RAMP_STEPS))
+        decay = EMA_DECAY * (1 - math.exp(-(self.steps + 1) / EMA_RAMP_STEPS))
         averaged, present = [], []
         for mine, theirs in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
             if mine.is_floating_point():
@@ -130,3 +129,4 @@ class MovingAverage:
             else:
                 mine.copy_(theirs)
         torch._foreach_lerp_(averaged, present, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        self.steps += 1  # at last: what failed for want of memory can be done again

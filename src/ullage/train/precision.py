@@ -32,9 +32,11 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype is torch.float16)
 
     @property
-    def name(self) -> str:
-        """``"float32"``, ``"bf16"`` or ``"fp16"``."""
-        return {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+    def name(self) -> Literal["float32", "bf16", "fp16"]:
+        """What is multiplied."""
+        if self.dtype is None:
+            return "float32"
+        return "bf16" if self.dtype is torch.bfloat16 else "fp16"
 
 
 def choose_precision(device: torch.device, amp: bool | Literal["fp16", "bf16"]) -> Precision:

@@ -32,6 +32,13 @@ class Position:
     images: int = 0
     epoch_seconds: float = 0.0
 
+    def add(self, losses: list[float], *, images: int, boxes: int) -> None:
+        """Note what an optimiser step has seen, and its mean losses."""
+        self.loss_sums = [a + b for a, b in zip(self.loss_sums or [0.0] * len(losses), losses, strict=True)]
+        self.loss_steps += 1
+        self.images += images
+        self.boxes += boxes
+
     def begin_epoch(self, epoch: int) -> None:
         """Move to the start of an epoch."""
         self.epoch, self.batch = epoch, 0
