@@ -13,10 +13,12 @@ from torch import nn
 from ullage.config import OptimSettings
 from ullage.geometry.targets import Targets
 from ullage.losses.detection import DetectionLoss
+from ullage.memory import Estimate, Plan
 from ullage.nn.detector import Detector
 from ullage.nn.head import DetectHead
 from ullage.nn.layers import ConvUnit
 from ullage.nn.outputs import RawDetections
+from ullage.train.frugal import PlannedMemory
 from ullage.train.loop import Keeping, Limits, Trainer
 from ullage.train.optim import MovingAverage, make_optimiser
 from ullage.train.precision import Precision
@@ -43,6 +45,29 @@ class TinyDetector(Detector):
         p3 = self.stem(images_B3HW)
         p4 = self.down4(p3)
         return self.head((p3, p4, self.down5(p4)))
+
+
+class NoisyDetector(TinyDetector):
+    """The same with dropout: what it computes depends on the random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, images_B3HW: torch.Tensor) -> RawDetections:
+        p3 = self.drop(self.stem(images_B3HW))
+        p4 = self.drop(self.down4(p3))
+        return self.head((p3, p4, self.down5(p4)))
+
+
+def plain_plan(batch: int, *, blocks: dict[str, str] | None = None, micro_batch: int | None = None) -> Plan:
+    """A plan as it is made without a budget, with a prediction of 1.23 MB."""
+    size = batch if micro_batch is None else micro_batch
+    return Plan(
+        batch=batch, micro_batch=size, accumulate=-(-batch // size), blocks=blocks or {}, precision=None,
+        predicted=Estimate(1_230_000, 1_230_000, 1_230_000, 0, {}, {}, "backward", "", "cpu"), slowdown=1.0,
+        fidelity="bitwise", fidelity_note="",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,14 +122,16 @@ class MemoryBatches:
 
 
 def make_trainer(folder: Path, batches: list[MemoryBatch], **changes: Any) -> Trainer:
-    """Put a run together; ``changes`` are settings of ``OptimSettings`` or arguments of ``Trainer``."""
-    arguments = {key: changes.pop(key) for key in ("evaluate", "listeners", "frozen", "limits") if key in changes}
+    """Put a run together; ``changes`` are settings of ``OptimSettings``, arguments of ``Trainer``, or a memory plan."""
+    names = ("evaluate", "listeners", "frozen", "limits", "on_oom")
+    arguments = {key: changes.pop(key) for key in names if key in changes}
+    plan, kind = changes.pop("plan", None), changes.pop("kind", "SGD")
     network, precision = changes.pop("network", None), changes.pop("precision", Precision("cpu", None))
     settings = OptimSettings(**{"epochs": 2, "nbs": 8, "warmup_epochs": 0.0, **changes})
     if network is None:
         torch.manual_seed(0)
         network = TinyDetector()
-    choice = OptimChoice("SGD", settings.lr0, settings.momentum)
+    choice = OptimChoice(kind, settings.lr0, settings.momentum)
     schedule = Schedule(settings, choice, batches[0].images_BCHW.shape[0], len(batches))
     state = TrainState(
         network=network,
@@ -125,6 +152,7 @@ def make_trainer(folder: Path, batches: list[MemoryBatch], **changes: Any) -> Tr
         schedule=schedule,
         precision=precision,
         keeping=Keeping(folder, write_checkpoint),
+        memory=PlannedMemory(network, plan) if plan is not None else None,
         **{
             "evaluate": None,
             "limits": Limits(epochs=settings.epochs),

@@ -65,7 +65,7 @@ class OutOfMemory:
     """Memory ran out, nothing was lost, and the run goes on.
 
     Attributes:
-        where: ``"a training step"`` or ``"validation"``.
+        where: ``"a training step"``, ``"the optimiser's step"``, ``"validation"`` or ``"the rehearsal"``.
         reason: What the allocator said.
         plan: What is done from now on.
     """

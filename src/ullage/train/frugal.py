@@ -39,7 +39,12 @@ class PlannedMemory:
     @property
     def predicted_bytes(self) -> int:
         """Peak that the plan predicts; 0 once the run had to leave the plan."""
-        return self.plan.predicted.reserved_bytes if self._is_predicted else 0
+        return self.planned_bytes if self._is_predicted else 0
+
+    @property
+    def planned_bytes(self) -> int:
+        """Peak that the plan predicts, whether the run still keeps to it or not."""
+        return self.plan.predicted.reserved_bytes
 
     def describe(self) -> str:
         """Say what is in force."""

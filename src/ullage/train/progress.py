@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +43,9 @@ class ConsoleProgress:
         if isinstance(event, Notice):
             self._print(event.message)
         elif isinstance(event, OutOfMemory):
-            self._print(f"out of memory in {event.where}; nothing is lost, from now on {event.plan}", style="yellow")
+            reason = textwrap.shorten(event.reason, 80, placeholder=" ...")
+            text = f"out of memory in {event.where} ({reason}); nothing is lost, from now on {event.plan}"
+            self._print(text, style="yellow")
         elif isinstance(event, RunStarted):
             self._run, self._clock = event, _Clock()
             self._print(self._header(), style="bold")

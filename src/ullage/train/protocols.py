@@ -88,6 +88,11 @@ class MemoryControl(Protocol):
         """Peak that was predicted for the plan in force; 0 when none was."""
         ...
 
+    @property
+    def planned_bytes(self) -> int:
+        """Peak that was predicted for the plan that the run began with; 0 when none was."""
+        ...
+
     def tighten(self) -> str | None:
         """Put the next more frugal plan in force and say what it is; None when there is none left."""
         ...

@@ -74,8 +74,8 @@ class Relief:
     def refusal(self, where: str, reason: str) -> MemoryBudgetError:
         """Make the error that ends the run: what was predicted, what was used, what to do."""
         used = f"{format_bytes(peak_memory_bytes(self.device))} used at most"
-        predicted = self.memory.predicted_bytes if self.memory is not None else 0
-        figures = f"{format_bytes(predicted)} predicted, {used}" if predicted else used
+        planned = self.memory.planned_bytes if self.memory is not None else 0
+        figures = f"{format_bytes(planned)} predicted, {used}" if planned else used
         hint = "on_oom=replan goes on in less memory"
         if self.on_oom == "replan":
             hint = "no more frugal plan is left: use a smaller model or imgsz"
