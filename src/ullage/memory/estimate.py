@@ -109,7 +109,7 @@ def techniques_of(model: nn.Module, technique: str | Mapping[str, str]) -> dict[
 def validation_peak(validation: Validation, model: nn.Module, setting: Setting) -> int:
     """Return the peak of a validation step, beside what training keeps meanwhile."""
     step, batch = validation
-    ledger = Ledger()
+    ledger = Ledger(on_cpu=setting.device_type == "cpu")
     fakes = contextlib.nullcontext() if is_faked(model) else faked(model)
     with fakes, _evaluating(model), torch.no_grad():
         images = fake_batch(batch)

@@ -1,7 +1,7 @@
 """Counts the bytes of live tensors through a step, real or fake, and says what they were at the peak.
 
 Every storage that an operator returns is entered once and struck out when it is freed; saved tensors and gradients are
-among them. Scratch memory inside an operator is not seen (on CPUs it is below .2 % of the peak).
+among them. Scratch memory inside an operator is not seen; on CPUs that of convolutions is known and counted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from ullage.memory.scratch import scratch_bytes
 
 _DEVICE = torch.ops.prim.device.default
 Phase = Literal["before", "forward", "loss", "backward", "optimizer"]
@@ -39,9 +41,13 @@ class Piece:
 
 
 class Ledger(TorchDispatchMode):
-    """Enter and strike out storages while active; ``phase`` and ``block`` say what is going on."""
+    """Enter and strike out storages while active; ``phase`` and ``block`` say what is going on.
 
-    def __init__(self) -> None:
+    Args:
+        on_cpu: The step is to run on a CPU: count what its convolutions take for themselves, too.
+    """
+
+    def __init__(self, *, on_cpu: bool = False) -> None:
         super().__init__()
         self.phase: Phase = "before"
         self.block = ""
@@ -50,6 +56,7 @@ class Ledger(TorchDispatchMode):
         self.current_bytes = 0
         self._live: dict[int, int] = {}
         self._standing: set[int] = set()
+        self.on_cpu = on_cpu
 
     def enter(self, tensors: Iterable[torch.Tensor | None], category: str = "") -> None:
         """Count tensors that are not counted yet."""
@@ -103,6 +110,8 @@ class Ledger(TorchDispatchMode):
             self.enter((out,))
         elif out is not None:
             self.enter(t for t in tree_iter(out) if isinstance(t, torch.Tensor))
+        if self.on_cpu and (scratch := scratch_bytes(func, args, out)):
+            self.fall(self.stand(scratch, "workspace"))
         return out
 
     def alive(self) -> dict[int, Piece]:

@@ -81,7 +81,7 @@ def measure(
                 seconds = time.perf_counter() - began
         if kind == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        ledger = Ledger()
+        ledger = Ledger(on_cpu=kind == "cpu")
         for category, tensors in (standing or {}).items():
             ledger.enter(tensors, category)
         began = time.perf_counter()

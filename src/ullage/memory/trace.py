@@ -117,7 +117,7 @@ def run_step(
 ) -> Trace:
     """Run one step, of real or fake tensors, under a ledger. Gradients are dropped at the end."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    ledger = ledger if ledger is not None else Ledger()
+    ledger = ledger if ledger is not None else Ledger(on_cpu=setting.device_type == "cpu")
     trace = Trace(ledger)
     for p in parameters:
         p.grad = torch.zeros_like(p) if setting.accumulates else None
