@@ -23,12 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from machine import busy_note, describe_machine, peer_python, usable_cores
 from peers.bccd_files import coco_ground_truth
+from records import Record, append, find, read_records
 from ullage.metrics.coco import coco_metrics
 
 HERE = Path(__file__).parent
@@ -39,8 +39,6 @@ SIDES = ("ours", "peer")
 FIRST_CATEGORY = {"ours": 0, "peer": 1}  # which category id each side's predictions give to the first class
 RUN_ULLAGE = "import sys; from ullage.apps.cli.main import main; sys.exit(main())"  # what the command `ullage` runs
 FIGURES = ("map", "map50", "judged_map", "judged_map50", "train_seconds")
-
-Record = dict[str, Any]
 
 
 def main() -> None:
@@ -198,26 +196,6 @@ def judge(predictions: Path, data: Path, *, side: str) -> Record:
             (Path(folder) / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
         score = coco_metrics(*(Path(folder) / f"{name}.json" for name in files), max_det=100)
     return {"judged_map": score.ap, "judged_map50": score.ap50}
-
-
-def read_records(results: Path) -> list[Record]:
-    """Read the results so far; none when there is no file."""
-    if not results.exists():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def find(records: Sequence[Record], key: Mapping[str, Any]) -> Record | None:
-    """Return the last record with that key."""
-    matching = [record for record in records if all(record.get(name) == value for name, value in key.items())]
-    return matching[-1] if matching else None
-
-
-def append(results: Path, record: Record) -> None:
-    """Add one line to the results."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 def run_line(record: Record) -> str:

@@ -30,6 +30,8 @@ from ullage.data.batch import Batch
 from ullage.geometry.boxes import cxcywh_to_xyxy
 from ullage.geometry.targets import Targets
 from ullage.losses.detection import DetectionLoss
+from ullage.memory import Plan
+from ullage.train.frugal import PlannedMemory
 from ullage.train.host_allocator import reusing_host_memory
 from ullage.train.loop import Keeping, Limits, Trainer
 from ullage.train.optim import MovingAverage, make_optimiser, set_training_mode
@@ -42,6 +44,7 @@ from ullage.zoo.registry import build
 PEER_PROGRAM = Path(__file__).parent / "peers" / "ultralytics_train_step.py"
 PEER_MODEL = {"yolo11n": "yolo11n", "yolov12n": "yolo12n"}
 NUM_CLASSES = 80
+CPU = torch.device("cpu")
 BATCHES_AN_EPOCH = 1000
 PAUSE_SECONDS = 0.2  # after a side's step its threads spin for a moment before they sleep
 
@@ -104,11 +107,13 @@ class OurStep:
         return time.perf_counter() - began
 
 
-def make_trainer(model: str, batch: Batch, precision: Precision) -> Trainer:
+def make_trainer(
+    model: str, batch: Batch, precision: Precision, *, plan: Plan | None = None, device: torch.device = CPU
+) -> Trainer:
     """Put a trainer together as ``ullage train`` does, with SGD and the default settings."""
     settings, choice = OptimSettings(optimizer="SGD"), OptimChoice("SGD", 0.01, 0.937)
     network = build(model, num_classes=NUM_CLASSES)
-    network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network = network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = len(batch.indices)
     schedule = Schedule(settings, choice, images, BATCHES_AN_EPOCH)
     state = TrainState(
@@ -128,6 +133,7 @@ def make_trainer(model: str, batch: Batch, precision: Precision) -> Trainer:
         precision=precision,
         limits=Limits(epochs=settings.epochs),
         keeping=Keeping(Path(os.devnull), refuse_to_write),
+        memory=None if plan is None else PlannedMemory(network, plan),
     )
 
 
@@ -159,10 +165,17 @@ class PeerStep:
 
     def __call__(self) -> float:
         """Have it run one step; return its seconds."""
+        return float(self._ask("step")["seconds"])
+
+    def peak_bytes(self) -> int:
+        """Have it run one step under the counter of live tensors; return the peak."""
+        return int(self._ask("peak")["peak_bytes"])
+
+    def _ask(self, word: str) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
+        self.process.stdin.write(f"{word}\n")
         self.process.stdin.flush()
-        return float(self._answer()["seconds"])
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None

@@ -2,8 +2,9 @@
 
 Run with the Python of the peer's own environment (see README.md). Without ``--serve`` it times ``--steps`` steps and
 prints one line of JSON with their seconds. With ``--serve`` it first prints a line that says what it will time; each
-line ``step`` on stdin then runs one step and answers with its seconds, and the end of stdin (or ``quit``) brings the
-line with all of them. Between steps it waits and computes nothing.
+line ``step`` on stdin then runs one step and answers with its seconds, ``peak`` runs one and answers with the most
+bytes of tensors that were alive (weights, optimiser and batch included), and the end of stdin (or ``quit``) brings the
+line with all seconds. Between steps it waits and computes nothing.
 
 The step is what users write with the public interface: no gradient clipping and no moving average, which our own timed
 step has.
@@ -41,7 +42,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="peer-step-") as folder:
         answers = prepare(Path(folder), threads=options.threads)
-        step, facts = make_step(options)
+        step, standing, facts = make_step(options)
 
         def answer(content: dict[str, Any]) -> None:
             print(json.dumps(content), file=answers, flush=True)
@@ -52,17 +53,29 @@ def main() -> None:
         if options.serve:
             answer(facts)
             for line in sys.stdin:
-                if line.strip() != "step":
+                if line.strip() == "step":
+                    seconds.append(step())
+                    answer({"seconds": seconds[-1]})
+                elif line.strip() == "peak":
+                    answer({"peak_bytes": peak_of(step, standing())})
+                else:
                     break
-                seconds.append(step())
-                answer({"seconds": seconds[-1]})
         else:
             seconds = [step() for _ in range(options.steps)]
         answer({**facts, "seconds": seconds})
 
 
-def make_step(options: argparse.Namespace) -> tuple[Callable[[], float], dict[str, Any]]:
-    """Build network and batch; return the step, which returns its seconds, and what it is."""
+def peak_of(step: Callable[[], float], standing: list[Any]) -> int:
+    """Run a step under the neutral counter."""
+    from tensor_peak import TensorPeak
+
+    with TensorPeak(standing) as peak:
+        step()
+    return peak.peak_bytes
+
+
+def make_step(options: argparse.Namespace) -> tuple[Callable[[], float], Callable[[], list[Any]], dict[str, Any]]:
+    """Build network and batch; return the step, which returns its seconds, what stands in memory, and what it is."""
     import torch
     from ultralytics import YOLO, __version__  # pyright: ignore[reportMissingImports]
     from ultralytics.cfg import get_cfg  # pyright: ignore[reportMissingImports]
@@ -92,14 +105,22 @@ def make_step(options: argparse.Namespace) -> tuple[Callable[[], float], dict[st
         optimiser.zero_grad()
         return time.perf_counter() - began
 
-    return step, {
-        "program": f"ultralytics {__version__}, torch {torch.__version__}, python {platform.python_version()}",
-        "model": options.model,
-        "dtype": options.dtype,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "threads": torch.get_num_threads(),
-        "batch": drawn.fingerprint(),
-    }
+    def standing() -> list[Any]:
+        moments = [value for state in optimiser.state.values() for value in state.values()]
+        return [*network.parameters(), *network.buffers(), *moments, images, *labels.values()]
+
+    return (
+        step,
+        standing,
+        {
+            "program": f"ultralytics {__version__}, torch {torch.__version__}, python {platform.python_version()}",
+            "model": options.model,
+            "dtype": options.dtype,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "threads": torch.get_num_threads(),
+            "batch": drawn.fingerprint(),
+        },
+    )
 
 
 if __name__ == "__main__":
