@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -54,6 +55,13 @@ def make_run_folder(settings: FolderSettings, *, verb: str) -> Path:
     if not os.access(folder, os.W_OK):
         raise StorageError(f"the run folder '{folder}' cannot be written; choose another with project=")
     return folder
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a run that never began, unless something is in it."""
+    with contextlib.suppress(OSError):
+        (folder / "weights").rmdir()
+        folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

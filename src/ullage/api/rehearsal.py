@@ -159,7 +159,7 @@ def _measure_validation(validate: Callable[[], object], standing: Iterable[torch
         torch.cuda.reset_peak_memory_stats(device)
         validate()
         return torch.cuda.max_memory_reserved(device)
-    ledger = Ledger()
+    ledger = Ledger(on_cpu=device.type == "cpu")
     ledger.enter(standing)
     with ledger:
         validate()

@@ -13,7 +13,7 @@ from torch import nn
 
 from ullage._version import __version__
 from ullage.api.evaluate import evaluate
-from ullage.api.folders import describe_environment, write_text
+from ullage.api.folders import describe_environment, remove_if_empty, write_text
 from ullage.api.models import LoadedModel, from_weights
 from ullage.api.patient import Patience
 from ullage.api.pictures import EvalPictures, PicturedBatches
@@ -28,7 +28,7 @@ from ullage.data.index import DetectionSet
 from ullage.data.loader import EvalLoader, TrainLoader
 from ullage.data.preview import save_labels_picture
 from ullage.data.source import open_dataset
-from ullage.errors import ConfigError, DataError, StorageError
+from ullage.errors import ConfigError, DataError, MemoryBudgetError, StorageError
 from ullage.losses.detection import DetectionLoss
 from ullage.metrics.result import Metrics
 from ullage.nn.detector import Detector
@@ -96,7 +96,7 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
     config = config if start is None else start.config
     device, data = choose_device(config.device.device), _open_data(config)
     _check_smallest_batch(config, len(data.train))
-    check_technique(config.memory.wanted_technique)
+    _check_techniques(config)
     if start is not None:
         _check_same_classes(start.model.names, data.train.names)
     precision = choose_precision(device, config.device.amp)
@@ -108,8 +108,12 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
         reusing_host_memory(device),
         contextlib.ExitStack() as stack,
     ):
-        run = _Run(start, data, device, precision, stack)
-        trainer = run.trainer(listeners)
+        try:
+            run = _Run(start, data, device, precision, stack)
+            trainer = run.trainer(listeners)
+        except MemoryBudgetError:
+            remove_if_empty(start.folder)  # nothing fits, nothing was begun
+            raise
         if start.payload is None:
             run.write_descriptions()
         try:
@@ -239,8 +243,8 @@ class _Run:
             imgsz=self.largest,
             boxes=worst_boxes(data.train, batch, None),
             budget=settings.memory,
-            technique=settings.wanted_technique,
-            micro_batch=settings.micro_batch,
+            technique="none" if self.config.device.compile else settings.wanted_technique,
+            micro_batch=None if settings.micro_batch is None else min(settings.micro_batch, batch),
             optimizer=optimiser,
             precision=self.precision.name,
             device=self.device.type,
@@ -387,12 +391,31 @@ def _check_smallest_batch(config: TrainConfig, images: int) -> None:
     settings = config.data
     sizes = train_sizes(settings.imgsz, settings.multi_scale)
     least = sizes[0] if sizes else settings.imgsz
-    smallest = images % settings.batch or min(settings.batch, images)
+    smallest = min(_parts_of(images, (settings.batch, config.memory.micro_batch or settings.batch)))
     if least == STRIDE and smallest == 1:
         raise ConfigError(
             f"imgsz={settings.imgsz} and batch={settings.batch} make a batch of one image of {STRIDE}x{STRIDE} pixels "
             f"out of {images} images, too little to train on; use sizes of at least {2 * STRIDE}, or another batch"
         )
+
+
+def _check_techniques(config: TrainConfig) -> None:
+    """Refuse a technique that does not exist, or that compiled code would not know of."""
+    wanted = config.memory.wanted_technique
+    check_technique(wanted)
+    if config.device.compile and wanted not in ("auto", "none"):
+        raise ConfigError(
+            f"compile=True and technique={wanted} exclude each other: compiled code keeps what its compiler decides; "
+            "leave one of them out (memory= and micro_batch= work with compile)"
+        )
+
+
+def _parts_of(images: int, sizes: tuple[int, ...]) -> set[int]:
+    """Return the sizes of the parts when images are cut into batches, and those into smaller ones."""
+    if not sizes:
+        return {images}
+    cut = {min(sizes[0], images), images % sizes[0]} - {0}
+    return {part for size in cut for part in _parts_of(size, sizes[1:])}
 
 
 def _named_data(config: TrainConfig) -> str:
