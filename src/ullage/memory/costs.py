@@ -72,8 +72,7 @@ class BlockCost:
             ("nested", self.kept["block"], transient("nested", cheap, big), again, ("block+recompute",)),
         ]
         options = [
-            Option(name, scaled(kept), scaled(transient), seconds * share,
-                   () if name == "none" else ((self.name, technique[0]),))
+            Option(name, scaled(kept), scaled(transient), seconds * share, ((self.name, technique[0]),))
             for name, kept, transient, seconds, technique in ways
         ]  # fmt: skip
         for name, technique, seconds in (

@@ -18,8 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ullage.memory.scratch import scratch_bytes
+from ullage.memory.shapes import run
 
 _DEVICE = torch.ops.prim.device.default
+
 Phase = Literal["before", "forward", "loss", "backward", "optimizer"]
 
 
@@ -105,7 +107,7 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE and isinstance(args[0], FakeTensor):  # half of what a trace dispatches, and it makes nothing
             return args[0].fake_device
-        out = func(*args, **(kwargs or {}))
+        out = run(func, args, kwargs or {})
         if isinstance(out, torch.Tensor):
             self.enter((out,))
         elif out is not None:

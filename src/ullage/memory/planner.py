@@ -189,9 +189,9 @@ class _Search:
         modelled = [self._needed(rung.peak_bytes) - fixed for rung in rungs]
         if fixed + self.factor * DOUBT * modelled[0] > self.budget:
             return None
-        at = max(sum(fixed + self.factor * size_ <= self.budget for size_ in modelled) - 1, 0)
         best: Plan | None = None
         tried: set[int] = set()
+        at = self._guess(modelled, fixed)
         while 0 <= at < len(rungs) and at not in tried:
             tried.add(at)
             techniques = {name: t for option in rungs[at].options for name, t in option.blocks}
@@ -204,8 +204,14 @@ class _Search:
                 best = self._plan(techniques, size, traced, slowdown)
             if fits and needed > GOOD_USE * self.budget:
                 break
-            at += 1 if fits else -1
+            guess = self._guess(modelled, fixed)
+            at = max(at + 1, guess) if fits else min(at - 1, guess)
         return best
+
+    def _guess(self, modelled: Sequence[int], fixed: int) -> int:
+        """Return the highest rung that fits, by the model and what traces showed against it."""
+        assert self.budget is not None
+        return max(sum(fixed + self.factor * nbytes <= self.budget for nbytes in modelled) - 1, 0)
 
     def _trace(self, techniques: Mapping[str, str], size: int) -> Estimate:
         setting = replace(self.setting, accumulates=size < self.images)
