@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ullage import memory as engine
+from ullage.config import OptimSettings
 from ullage.config.tools import PlanConfig
 from ullage.data.index import DetectionSet
 from ullage.data.source import open_dataset
@@ -96,6 +97,7 @@ def plan_of(config: PlanConfig) -> Plan:
         optimizer=wanted.optimizer,
         precision=wanted.resolved_precision,
         device=wanted.device,
+        accumulates=round(OptimSettings().nbs / wanted.batch) > 1,  # as training sums batches up to the nominal one
     )
 
 
@@ -112,6 +114,7 @@ def plan_training(
     precision: PrecisionName,
     device: str,
     validates: bool = True,
+    accumulates: bool = False,
 ) -> Plan:
     """Plan the training of a network.
 
@@ -127,12 +130,14 @@ def plan_training(
         precision: Of matrix products.
         device: ``"cpu"`` or ``"cuda"``.
         validates: Plan validation, too.
+        accumulates: Several such batches make one update.
     """
     images = tracing_images(batch, imgsz)
     return engine.plan(
         tracing_step(boxes, batch), network, images, budget=budget, technique=technique, optimizer=optimizer,
-        precision=precision, device=device, average=True, micro_batch=micro_batch,
-        validation=(_judge, images) if validates else None,
+        precision=precision, device=device, average=True,
+        micro_batch=None if micro_batch is None else min(micro_batch, batch),
+        accumulates=accumulates, validation=(_judge, images) if validates else None,
     )  # fmt: skip
 
 

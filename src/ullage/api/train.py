@@ -201,7 +201,7 @@ class _Run:
         if self.start.payload is not None:
             state.restore(self.start.payload)
         set_training_mode(network, frozen)
-        memory = self._memory(network, type(state.optimiser).__name__)
+        memory = self._memory(network, type(state.optimiser).__name__, accumulates=schedule.accumulate > 1)
         batches = self.batches
         if config.run.plots:
             plain_from = max(config.optim.epochs - config.augment.close_mosaic, 0)
@@ -233,7 +233,7 @@ class _Run:
         self._rehearse(trainer, memory)
         return trainer
 
-    def _memory(self, network: Detector, optimiser: str) -> PlannedMemory:
+    def _memory(self, network: Detector, optimiser: str, *, accumulates: bool) -> PlannedMemory:
         """Plan the memory of the run, put the plan in force, cap the process."""
         settings, batch = self.config.memory, self.config.data.batch
         data = self.data
@@ -244,11 +244,12 @@ class _Run:
             boxes=worst_boxes(data.train, batch, None),
             budget=settings.memory,
             technique="none" if self.config.device.compile else settings.wanted_technique,
-            micro_batch=None if settings.micro_batch is None else min(settings.micro_batch, batch),
+            micro_batch=settings.micro_batch,
             optimizer=optimiser,
             precision=self.precision.name,
             device=self.device.type,
             validates=data.val is not None,
+            accumulates=accumulates,
         )
         write_text(self.folder / "plan.json", plan.to_json())
         self.patience.limit = plan.val_batch if plan.val_batch < batch else 0
