@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from ullage import memory as engine
-from ullage.config import OptimSettings
+from ullage.config import AugmentSettings, OptimSettings
 from ullage.config.tools import PlanConfig
+from ullage.data.augment import MAX_PASTES
 from ullage.data.index import DetectionSet
 from ullage.data.source import open_dataset
 from ullage.errors import ConfigError, nearest
@@ -90,7 +92,7 @@ def plan_of(config: PlanConfig) -> Plan:
         network_of(wanted.model, num_classes=len(data.names) if data is not None else 80),
         batch=batch,
         imgsz=largest(wanted.imgsz),
-        boxes=worst_boxes(data, batch, wanted.boxes_per_image),
+        boxes=lambda images: worst_boxes(data, images, wanted.boxes_per_image),
         budget=budget.memory,
         technique=budget.wanted_technique,
         micro_batch=budget.micro_batch,
@@ -106,7 +108,7 @@ def plan_training(
     *,
     batch: int,
     imgsz: int,
-    boxes: int,
+    boxes: int | Callable[[int], int],
     budget: str | None,
     technique: str,
     micro_batch: int | None,
@@ -122,7 +124,7 @@ def plan_training(
         network: In training mode; parameters may be on the ``meta`` device.
         batch: Images of one loader's batch.
         imgsz: The largest side.
-        boxes: Most boxes in a batch.
+        boxes: Most boxes in a batch, or a function that tells it of any number of images.
         budget: Such as ``"8GB"``; None for no limit.
         technique: A name, or ``"auto"``.
         micro_batch: Images of one forward pass, None to plan it.
@@ -166,16 +168,27 @@ def network_of(name: str, *, num_classes: int) -> Detector:
     return network.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
 
 
-def worst_boxes(data: DetectionSet | None, batch: int, boxes_per_image: int | None) -> int:
-    """Return the most boxes that a batch may hold: those of the most crowded images, four to a mosaic."""
+def worst_boxes(
+    data: DetectionSet | None, images: int, boxes_per_image: int | None = None, augment: AugmentSettings | None = None
+) -> int:
+    """Return the most boxes that so many samples may hold: those of the most crowded images of the set.
+
+    Args:
+        data: The images; None assumes 100 boxes a sample.
+        images: Samples together.
+        boxes_per_image: Settles it.
+        augment: How many images make a sample, and what is pasted into it; None assumes mosaics.
+    """
     if boxes_per_image is not None:
-        return boxes_per_image * batch
+        return boxes_per_image * images
     if data is None:
-        return BOXES_PER_IMAGE * batch
+        return BOXES_PER_IMAGE * images
+    augment = AugmentSettings() if augment is None else augment
     counts = sorted((int(count) for count in np.diff(data.offsets)), reverse=True)
-    wanted = MOSAIC_TILES * batch
+    wanted = (MOSAIC_TILES if augment.mosaic > 0 else 1) * (2 if augment.mixup > 0 else 1) * images
+    pasted = MAX_PASTES * images if augment.copy_paste > 0 else 0
     whole, rest = divmod(wanted, max(len(counts), 1))
-    return whole * sum(counts) + sum(counts[:rest])
+    return whole * sum(counts) + sum(counts[:rest]) + pasted
 
 
 def largest(imgsz: int | tuple[int, int]) -> int:
@@ -188,21 +201,23 @@ def tracing_images(batch: int, side: int) -> torch.Tensor:
     return torch.empty(batch, 3, side, side, dtype=torch.uint8, device="meta").to(memory_format=torch.channels_last)
 
 
-def tracing_step(boxes: int, batch: int) -> Any:
+def tracing_step(boxes: int | Callable[[int], int], batch: int) -> Any:
     """Return the training step as the engine traces it: the loss stands for its worst case.
 
     Args:
-        boxes: Boxes in a batch, at most.
-        batch: Images that hold them; a micro-batch gets its share.
+        boxes: Boxes in a batch, at most, of which a micro-batch gets its share; or a function of the number of images.
+        batch: Images of a batch.
     """
 
     def step(network: nn.Module, images_B3HW: torch.Tensor) -> torch.Tensor:
-        share = -(-boxes * images_B3HW.shape[0] // batch)
-        return WorstCaseLoss(boxes=share)(network(images_B3HW.float().div_(255)))
+        images = images_B3HW.shape[0]
+        crowd = -(-boxes * images // batch) if isinstance(boxes, int) else boxes(images)
+        return WorstCaseLoss(boxes=crowd)(network(images_B3HW.float().div_(255)))
 
     return step
 
 
 def _judge(network: nn.Module, images_B3HW: torch.Tensor) -> object:
+    _of_predictor = [torch.empty_like(p) for p in network.parameters()]  # it judges a copy, BatchNorm folded in
     raw = network(images_B3HW.float().div_(255))
     return decode_boxes(raw), decode_scores(raw)

@@ -39,12 +39,12 @@ class Worst:
     Attributes:
         imgsz: The largest side.
         batch: Images of one loader's batch.
-        boxes: Most boxes in it.
+        boxes: Most boxes in so many images.
     """
 
     imgsz: int
     batch: int
-    boxes: int
+    boxes: Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _rehearse_step(trainer: Trainer, memory: PlannedMemory, worst: Worst, grante
 
 def _measure(trainer: Trainer, memory: PlannedMemory, worst: Worst) -> int:
     size = min(memory.micro_batch or worst.batch, worst.batch)
-    images, targets = worst_batch(size, worst.imgsz, -(-worst.boxes * size // worst.batch), trainer.device)
+    images, targets = worst_batch(size, worst.imgsz, worst.boxes(size), trainer.device)
     is_summed = size < worst.batch or trainer.schedule.accumulate > 1  # gradients of earlier passes are there
 
     def step(network: nn.Module, batch: torch.Tensor) -> Any:
@@ -131,7 +131,7 @@ def _standing(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
 
 def _rehearse_validation(trainer: Trainer, validation: Validation, worst: Worst, granted: int | None) -> int:
     patience = validation.patience
-    images, targets = worst_batch(worst.batch, validation.imgsz, worst.boxes, torch.device("cpu"))
+    images, targets = worst_batch(worst.batch, validation.imgsz, worst.boxes(worst.batch), torch.device("cpu"))
     batch = Batch(images, targets, tuple(range(worst.batch)))
     network, average = trainer.state.network, trainer.state.average.network
     standing = [*network.parameters(), *network.buffers(), *(t for part in _standing(trainer).values() for t in part)]

@@ -241,7 +241,7 @@ class _Run:
             network,
             batch=batch,
             imgsz=self.largest,
-            boxes=worst_boxes(data.train, batch, None),
+            boxes=self._worst_boxes,
             budget=settings.memory,
             technique="none" if self.config.device.compile else settings.wanted_technique,
             micro_batch=settings.micro_batch,
@@ -263,9 +263,12 @@ class _Run:
         validation = None
         if data.val is not None:
             validation = Validation(self._predictor, self.loss, self.eval_settings, self.patience, self.imgsz)
-        worst = Worst(self.largest, batch, worst_boxes(data.train, batch, None))
+        worst = Worst(self.largest, batch, self._worst_boxes)
         text = rehearse(trainer, memory, worst=worst, budget=self.config.memory.memory, validation=validation)
         trainer.tell(Notice(text))
+
+    def _worst_boxes(self, images: int) -> int:
+        return worst_boxes(self.data.train, images, augment=self.config.augment)
 
     def _tell(self, event: object) -> None:
         if self._trainer is not None:

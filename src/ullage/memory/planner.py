@@ -52,6 +52,7 @@ def plan(
     precision: PrecisionName | None = None,
     device: str | torch.device | None = None,
     average: bool = False,
+    accumulates: bool = False,
     micro_batch: int | None = None,
     validation: Validation | None = None,
 ) -> Plan:
@@ -67,6 +68,7 @@ def plan(
         precision: Type of matrix products; None leaves it to the step.
         device: Kind of device that will train.
         average: A moving average of the weights is kept.
+        accumulates: The batch is one of several whose gradients make one update, so earlier ones' may be there.
         micro_batch: Images of a forward pass; None chooses.
         validation: Step and batch of validation.
 
@@ -78,7 +80,7 @@ def plan(
         ConfigError: Unknown technique or optimizer, batch without tensors, or a step that needs values.
     """
     granted = parse_bytes(budget) if budget is not None else None
-    setting = Setting(precision, device_kind(model, device), optimizer, average)
+    setting = Setting(precision, device_kind(model, device), optimizer, average, accumulates)
     with faked(model), _collector_at_rest():
         search = _Search(step, model, fake_batch(batch), setting, granted)
         val_batch = search.fit_validation(validation) if validation is not None else 0
@@ -135,7 +137,8 @@ class _Search:
     def costs(self) -> tuple[list[BlockCost], float]:
         """What the blocks keep and how long they take, for the whole batch; and the time of a plain step."""
         if self._costs is None:
-            self._costs = block_costs(self.step, self.model, self.batch, self.setting)
+            plain = replace(self.setting, accumulates=False)
+            self._costs = block_costs(self.step, self.model, self.batch, plain)
         return self._costs
 
     def fit_validation(self, validation: Validation) -> int:
@@ -214,20 +217,29 @@ class _Search:
         return max(sum(fixed + self.factor * nbytes <= self.budget for nbytes in modelled) - 1, 0)
 
     def _trace(self, techniques: Mapping[str, str], size: int) -> Estimate:
-        setting = replace(self.setting, accumulates=size < self.images)
+        setting = self._setting(size)
         trace = trace_step(
             self.step, self.model, take(self.batch, size), setting=setting,
             techniques={name: Technique.parse(text) for name, text in techniques.items()},
         )  # fmt: skip
         return estimate_of(trace, setting, self.val_peak_bytes)
 
+    def _setting(self, size: int) -> Setting:
+        """Return what holds when so many images go through the model at a time."""
+        waiting = 0
+        if self.setting.device_type == "cpu":  # elsewhere they wait in the host's memory
+            whole = sum(t.nbytes for t in tree_iter(self.batch) if isinstance(t, torch.Tensor))
+            waiting = whole - whole * size // self.images
+        accumulates = self.setting.accumulates or size < self.images
+        return replace(self.setting, accumulates=accumulates, waiting_bytes=waiting)
+
     def _options(self, size: int) -> tuple[list[Block], float]:
         costs, plain = self.costs
         return [cost.block(size / self.images) for cost in costs], plain * size / self.images
 
     def _ends(self, size: int) -> dict[str, int]:
-        first = self.costs[0][0]
-        static = first.static_bytes + (first.gradients_bytes if size < self.images else 0)
+        first, setting = self.costs[0][0], self._setting(size)
+        static = first.static_bytes + setting.waiting_bytes + (first.gradients_bytes if setting.accumulates else 0)
         return {"static_bytes": static, "end_bytes": int(first.end_bytes * size / self.images)}
 
     def _needed(self, peak: int) -> int:

@@ -44,6 +44,7 @@ class Setting:
         optimizer: Name of a class of ``torch.optim``, an optimizer to imitate, or None for no update.
         average: A moving average of weights and buffers is kept.
         accumulates: Gradients of earlier micro-batches are there when the step begins.
+        waiting_bytes: Images of the batch that are not in this pass, where they wait on the same device.
     """
 
     precision: PrecisionName | None = None
@@ -51,6 +52,7 @@ class Setting:
     optimizer: OptimizerLike = None
     average: bool = False
     accumulates: bool = False
+    waiting_bytes: int = 0
 
 
 @dataclass
@@ -149,6 +151,7 @@ def enter_standing(ledger: Ledger, model: nn.Module, setting: Setting) -> None:
     ledger.enter((*model.parameters(), *model.buffers()), "weights")
     parameters = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
     ledger.stand(_optimizer_state(setting.optimizer) * parameters, "optimizer")
+    ledger.stand(setting.waiting_bytes, "inputs")
     if setting.average:
         ledger.stand(sum(_bytes(t) for t in (*model.parameters(), *model.buffers())), "average")
 
