@@ -1,7 +1,7 @@
 """Draw the picture and print the table of docs/memory.md, from traces: no GPU, no data, about three minutes.
 
-    python bench/memory_docs.py picture docs/images/memory_timeline.png
-    python bench/memory_docs.py cards
+python bench/memory_docs.py picture docs/images/memory_timeline.png
+python bench/memory_docs.py cards
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def main() -> None:
     drawing.add_argument("--batch", type=int, default=16)
     drawing.add_argument("--imgsz", type=int, default=640)
     table = verbs.add_parser("cards")
-    table.add_argument("--models", nargs="+", default=[f"{family}{s}" for family in ("yolov12", "yolo11") for s in "nsmlx"])
+    table.add_argument(
+        "--models", nargs="+", default=[f"{family}{s}" for family in ("yolov12", "yolo11") for s in "nsmlx"]
+    )
     options = parser.parse_args()
     if options.verb == "picture":
         draw(options.path, options.model, options.batch, options.imgsz)

@@ -58,7 +58,7 @@ def summary(records: Sequence[Record]) -> str:
     if chosen is None:
         return text
     verdicts = [
-        f"{technique} {chosen['kept'][technique] / chosen['kept']['none']:.3f} <= {limit}: "
+        f"{technique} {chosen['kept'][technique] / chosen['kept']['none']:.4f} <= {limit}: "
         f"{'yes' if chosen['kept'][technique] <= limit * chosen['kept']['none'] else 'NO'}"
         for technique, limit in TARGETS.items()
     ]

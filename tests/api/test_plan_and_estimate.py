@@ -9,6 +9,7 @@ import pytest
 
 import ullage
 from ullage.api.plan import worst_boxes
+from ullage.config import AugmentSettings
 from ullage.data.source import open_dataset
 from ullage.errors import ConfigError, DataError, MemoryBudgetError
 from ullage.memory import Estimate, Plan, need
@@ -47,7 +48,7 @@ def test_techniques_and_precision_lower_it(free: Plan) -> None:
     recomputed = ullage.estimate(**SMALL, technique="recompute").by_category["activations"]
     halved = ullage.estimate(**SMALL, precision="bf16").by_category["activations"]
     assert recomputed < 0.7 * whole
-    assert halved < 0.75 * whole
+    assert halved < 0.85 * whole, "with a second copy of the weights, in bf16"
 
 
 def test_crowds_and_sizes_raise_it(free: Plan) -> None:
@@ -99,6 +100,9 @@ def test_data_gives_classes_and_crowds() -> None:
     assert worst_boxes(data, 2, None) == sum(counts[:8]), "four tiles a mosaic"
     assert worst_boxes(data, 10**4, None) >= 4 * 10**4 // len(data) * sum(counts)
     assert worst_boxes(data, 2, 7) == 14
+    single = AugmentSettings(mosaic=0.0)
+    assert worst_boxes(data, 2, augment=single) == sum(counts[:2])
+    assert worst_boxes(data, 2, augment=AugmentSettings(mosaic=0.0, mixup=0.1, copy_paste=0.1)) == sum(counts[:4]) + 40
     settings = {key: value for key, value in SMALL.items() if key != "boxes_per_image"}
     with_data = ullage.estimate(**settings, data="demo")
     assert with_data.by_category["weights"] < ullage.estimate(**SMALL).by_category["weights"], "10 classes, not 80"

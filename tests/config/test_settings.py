@@ -269,3 +269,45 @@ def test_the_defaults_that_help_shows_are_the_ones_in_force(config: type[VerbCon
     for row in config.help():
         shown = yaml.safe_load(row.default) if row.default != "None" else None
         assert shown == values[row.key], row.key
+
+
+def test_a_memory_budget_is_text_that_means_bytes() -> None:
+    assert TrainConfig.load({"memory": "8GB"}).memory.memory == "8GB"
+    assert TrainConfig.load({"memory": 10**9}).memory.memory == "1000000000"
+    assert TrainConfig.load({"memory": None}).memory.memory is None
+    assert TrainConfig.parse({"memory": "2000000000", "technique": "none", "gradient_checkpointing": "auto"}) == {
+        "memory": "2000000000", "technique": "none", "gradient_checkpointing": "auto",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, "auto"),
+        ({"gradient_checkpointing": True}, "recompute"),
+        ({"gradient_checkpointing": False}, "none"),
+        ({"technique": "nested"}, "nested"),
+        ({"technique": "auto", "gradient_checkpointing": True}, "recompute"),
+    ],
+    ids=str,
+)
+def test_two_settings_choose_one_technique(given: dict[str, object], wanted: str) -> None:
+    assert TrainConfig.load(given).memory.wanted_technique == wanted
+    assert PlanConfig.load(given).memory.wanted_technique == wanted
+
+
+@pytest.mark.parametrize("wrong", [{"memory": "8 gigs"}, {"memory": "0GB"}, {"memory": True}, {"memory": [8]},
+                                   {"micro_batch": 0}, {"on_oom": "retry"}, {"gradient_checkpointing": "yes"},
+                                   {"technique": "block", "gradient_checkpointing": False}], ids=str)  # fmt: skip
+def test_wrong_memory_settings_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.load(wrong)
+    assert all(key in str(caught.value) for key in wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "precision"), [({}, "fp16"), ({"device": "cpu"}, "float32"), ({"precision": "bf16"}, "bf16")], ids=str
+)
+def test_a_plan_takes_the_precision_that_training_would(given: dict[str, object], precision: str) -> None:
+    assert PlanConfig.load(given).plan.resolved_precision == precision

@@ -291,7 +291,8 @@ class _Search:
     def nothing_fits(self) -> str:
         """Say what comes nearest."""
         assert self.budget is not None
-        nearest = min(self.considered, key=lambda way: way.peak_bytes)
+        traced = [way for way in self.considered if way.traced]
+        nearest = min(traced or self.considered, key=lambda way: way.peak_bytes)
         size, static = -(-self.images // nearest.accumulate), self.costs[0][0].static_bytes
         fixed = self._needed(static + self.costs[0][0].gradients_bytes)
         text = (
