@@ -11,10 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ullage.config import PredictConfig, TrainConfig, ValConfig, VerbConfig, parse_value
-from ullage.config.tools import DataCheckConfig, DataConvertConfig
+from ullage.config.tools import DataCheckConfig, DataConvertConfig, PlanConfig
 from ullage.errors import ConfigError
 
-CONFIGS = [TrainConfig, ValConfig, PredictConfig, DataCheckConfig, DataConvertConfig]
+CONFIGS = [TrainConfig, ValConfig, PredictConfig, DataCheckConfig, DataConvertConfig, PlanConfig]
 # YAML forbids most control characters; file names rarely have them
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
 SIZES = st.integers(1, 40).map(lambda n: n * 32)
@@ -281,7 +281,7 @@ def test_a_memory_budget_is_text_that_means_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("asked", "wanted"),
     [
         ({}, "auto"),
         ({"gradient_checkpointing": True}, "recompute"),
@@ -291,13 +291,13 @@ def test_a_memory_budget_is_text_that_means_bytes() -> None:
     ],
     ids=str,
 )
-def test_two_settings_choose_one_technique(given: dict[str, object], wanted: str) -> None:
-    assert TrainConfig.load(given).memory.wanted_technique == wanted
-    assert PlanConfig.load(given).memory.wanted_technique == wanted
+def test_two_settings_choose_one_technique(asked: dict[str, object], wanted: str) -> None:
+    assert TrainConfig.load(asked).memory.wanted_technique == wanted
+    assert PlanConfig.load(asked).memory.wanted_technique == wanted
 
 
 @pytest.mark.parametrize("wrong", [{"memory": "8 gigs"}, {"memory": "0GB"}, {"memory": True}, {"memory": [8]},
-                                   {"micro_batch": 0}, {"on_oom": "retry"}, {"gradient_checkpointing": "yes"},
+                                   {"micro_batch": 0}, {"on_oom": "retry"}, {"gradient_checkpointing": "sometimes"},
                                    {"technique": "block", "gradient_checkpointing": False}], ids=str)  # fmt: skip
 def test_wrong_memory_settings_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -307,7 +307,7 @@ def test_wrong_memory_settings_are_named(wrong: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "precision"), [({}, "fp16"), ({"device": "cpu"}, "float32"), ({"precision": "bf16"}, "bf16")], ids=str
+    ("asked", "precision"), [({}, "fp16"), ({"device": "cpu"}, "float32"), ({"precision": "bf16"}, "bf16")], ids=str
 )
-def test_a_plan_takes_the_precision_that_training_would(given: dict[str, object], precision: str) -> None:
-    assert PlanConfig.load(given).plan.resolved_precision == precision
+def test_a_plan_takes_the_precision_that_training_would(asked: dict[str, object], precision: str) -> None:
+    assert PlanConfig.load(asked).plan.resolved_precision == precision
