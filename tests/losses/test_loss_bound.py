@@ -94,3 +94,11 @@ def test_backward_comes_near_the_worst_case_when_most_anchors_are_positive() -> 
     worst = _stand_in(raw, boxes=3000)
     assert worst.kept < 1.2 * used.kept
     assert worst.backward < 1.2 * used.backward
+
+
+@pytest.mark.parametrize("boxes", [0, 7, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_stand_in_takes_the_same_of_fake_tensors_and_of_real_ones(boxes: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    raw = random_raw(generator, batch=3, size_hw=(96, 160), classes=12, dtype=dtype)
+    assert _taken(raw, WorstCaseLoss(boxes=boxes)) == _stand_in(raw, boxes=boxes)
