@@ -117,6 +117,7 @@ def plan_training(
     device: str,
     validates: bool = True,
     accumulates: bool = False,
+    average: bool = True,
 ) -> Plan:
     """Plan the training of a network.
 
@@ -133,6 +134,7 @@ def plan_training(
         device: ``"cpu"`` or ``"cuda"``.
         validates: Plan validation, too.
         accumulates: Several such batches make one update.
+        average: Count the moving average of the weights, which training keeps.
     """
     images = tracing_images(batch, imgsz)
     return engine.plan(
