@@ -54,7 +54,7 @@ def measure(key: Record, options: argparse.Namespace) -> Record:
         peer()  # the optimiser's state is there from the second step on
         peer_peak = peer.peak_bytes()
         average = average_bytes(case)
-        plan, technique = plan_for(case, int(PEAK_LIMIT * peer_peak) + average, len(batch.targets))
+        plan, technique = plan_for(case, int(PEAK_LIMIT * peer_peak), len(batch.targets))
         ours = RealStep(case, batch, plan=plan)
         if (parameters := sum(p.numel() for p in ours.network.parameters())) != peer.facts["parameters"]:
             print(f"note: ours has {parameters:,} parameters, the peer {peer.facts['parameters']:,}", flush=True)
@@ -87,7 +87,7 @@ def plan_for(case: Case, budget: int, boxes: int) -> tuple[Plan, str]:
         return plan_training(
             network_of(case.model, num_classes=NUM_CLASSES), batch=case.batch, imgsz=case.imgsz, boxes=boxes,
             budget=limit, technique=technique, micro_batch=case.batch, optimizer="SGD", device="cpu",
-            precision=case.precision, validates=False,  # pyright: ignore[reportArgumentType]
+            precision=case.precision, validates=False, average=False,  # pyright: ignore[reportArgumentType]
         )  # fmt: skip
 
     try:
