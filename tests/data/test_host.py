@@ -15,7 +15,9 @@ def test_the_image_cache_is_predicted_to_the_byte() -> None:
     dataset = open_dataset("demo", split="train")
     plan = predict_host_memory(dataset, workers=2, cache="ram", **SETTINGS)  # type: ignore[arg-type]
     sizes = [dataset.size_hw(i) for i in range(len(dataset))]
-    scaled = [(h, w) if max(h, w) <= 192 else (round(h * 192 / max(h, w)), round(w * 192 / max(h, w))) for h, w in sizes]
+    scaled = [
+        (h, w) if max(h, w) <= 192 else (round(h * 192 / max(h, w)), round(w * 192 / max(h, w))) for h, w in sizes
+    ]
     assert plan.cache_bytes == sum(3 * h * w for h, w in scaled)
     assert plan.batch_bytes == 5 * 8 * 192 * 192 * 3  # two batches ahead in each process, and one in use
 
@@ -38,5 +40,5 @@ def test_the_cache_goes_first_then_processes_then_it_is_refused() -> None:
     assert fitted(whole) == ("ram", 2, 0)
     least = predict_host_memory(dataset, workers=0, cache=False, **SETTINGS).total_bytes  # type: ignore[arg-type]
     assert fitted(least) == (False, 0, 2)
-    with pytest.raises(MemoryBudgetError, match="host_memory=.* is too little: loading needs"):
+    with pytest.raises(MemoryBudgetError, match=r"host_memory=.* is too little: loading needs"):
         fitted(least - 1)

@@ -92,7 +92,7 @@ def fit_host_memory(
     notes: list[str] = []
     if plan.total_bytes > budget_bytes and plan.cache == "ram":
         notes.append(
-            f"cache='ram' would take {format_bytes(plan.cache_bytes)} of the {format_bytes(budget_bytes)} of host_memory; "
+            f"cache='ram' would take {format_bytes(plan.cache_bytes)} of host_memory={format_bytes(budget_bytes)}; "
             "training without it (cache='disk' would help)"
         )
         plan = predicted(False, workers)

@@ -50,7 +50,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, *, on_cpu: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self.phase: Phase = "before"
         self.block = ""
         self.pieces: list[Piece] = []

@@ -24,11 +24,12 @@ LOWERED: frozenset[Callable[..., Any]] = frozenset(
      torch.matmul, T.matmul, T.__matmul__, torch.bmm, T.bmm, torch.mm, T.mm, torch.addmm, torch.baddbmm, torch.einsum,
      F.scaled_dot_product_attention)
 )  # fmt: skip
+_torch: Any = torch
 RAISED: frozenset[Callable[..., Any]] = frozenset(
-    (F.softmax, torch.softmax, T.softmax, F.log_softmax, torch.log_softmax, T.log_softmax, F.layer_norm, F.group_norm,
-     F.softplus, torch.exp, T.exp, torch.log, T.log, torch.pow, T.pow, T.__pow__, torch.sum, T.sum, torch.cumsum,
-     T.cumsum, torch.prod, T.prod, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.nll_loss, F.cross_entropy,
-     F.cosine_similarity, F.binary_cross_entropy_with_logits, F.normalize, torch.norm, T.norm)
+    (F.softmax, _torch.softmax, T.softmax, F.log_softmax, _torch.log_softmax, T.log_softmax, F.layer_norm, F.group_norm,
+     F.softplus, _torch.exp, T.exp, _torch.log, T.log, _torch.pow, T.pow, T.__pow__, _torch.sum, T.sum, _torch.cumsum,
+     T.cumsum, _torch.prod, T.prod, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.nll_loss, F.cross_entropy,
+     F.cosine_similarity, F.binary_cross_entropy_with_logits, F.normalize, _torch.norm, T.norm)
 )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ class TargetAutocast(TorchFunctionMode):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # pyright: ignore[reportUnknownMemberType]
         _state.dtype = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -103,7 +103,7 @@ def measure(
 def _plain_step(step: Step, model: nn.Module, batch: Any, setting: Setting) -> None:
     with precision_context(setting, emulate=False):
         loss = step(model, batch)
-    (loss.total if isinstance(loss, HasTotal) else loss).backward()
+    (loss.total if isinstance(loss, HasTotal) else loss).backward()  # pyright: ignore[reportUnknownMemberType]
     for p in model.parameters():
         p.grad = None
     if setting.device_type == "cuda":

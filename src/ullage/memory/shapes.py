@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
-Made: TypeAlias = "tuple[torch.Size, tuple[int, ...], torch.dtype] | None"
+Made: TypeAlias = "tuple[Any, Any, Any] | None"  # shape, stride, dtype
 
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.memory_format, torch.layout, torch.device)
 _MANY = 100_000  # entries; a long search starts anew beyond
@@ -59,12 +59,13 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return made[0] if single else made
 
 
-def _mode(args: tuple[Any, ...]) -> FakeTensorMode | None:
+def _mode(args: Any) -> FakeTensorMode | None:
+    item: Any
     for item in args:
         if type(item) is FakeTensor:
             return item.fake_mode
-        if type(item) is list and item and type(item[0]) is FakeTensor:
-            return item[0].fake_mode
+        if isinstance(item, list) and item:
+            return _mode(tuple(item[:1]))  # pyright: ignore[reportUnknownArgumentType]
     return None
 
 
@@ -79,10 +80,11 @@ def _returns_new(func: Any) -> bool:
     )
 
 
-def _signature(items: tuple[Any, ...] | list[Any]) -> tuple[Any, ...]:
+def _signature(items: Any) -> tuple[Any, ...]:
     signs: list[Any] = []
+    kind: Any
     for item in items:
-        kind = type(item)
+        kind = type(item)  # pyright: ignore[reportUnknownVariableType]
         if kind is FakeTensor:
             signs.append((item.shape, item.stride(), item.dtype, item.requires_grad))
         elif kind is list or kind is tuple or kind is torch.Size:
@@ -95,10 +97,11 @@ def _signature(items: tuple[Any, ...] | list[Any]) -> tuple[Any, ...]:
 
 
 def _described(out: Any) -> tuple[bool, tuple[Made, ...]] | None:
-    parts = (out,) if isinstance(out, torch.Tensor) else out
-    if not isinstance(parts, tuple):
+    if not isinstance(out, torch.Tensor | tuple):
         return None
+    parts: Any = (out,) if isinstance(out, torch.Tensor) else out  # pyright: ignore[reportUnknownVariableType]
     made: list[Made] = []
+    part: Any
     for part in parts:
         if part is None:
             made.append(None)

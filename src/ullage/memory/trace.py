@@ -136,7 +136,7 @@ def run_step(
             del loss
             if not forward_only:
                 ledger.phase, ledger.block = "backward", ""
-                total.backward()
+                total.backward()  # pyright: ignore[reportUnknownMemberType]
                 del total
                 ledger.name((p.grad for p in parameters), "gradients")
                 _update(ledger, parameters, setting)
@@ -239,7 +239,7 @@ def _watching(model: nn.Module, blocks: Sequence[str] | None, trace: Trace) -> G
             ledger.block = stack[-1] if stack else ""
             for tensor in tree_iter(outputs):
                 if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                    tensor.register_hook(reached)
+                    tensor.register_hook(reached)  # pyright: ignore[reportUnknownMemberType]
                     outputs_of[name].add(ledger.index_of(tensor))
 
         return hook

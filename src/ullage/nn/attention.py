@@ -15,7 +15,7 @@ class FusedAttention(nn.Module):
 
     def forward(self, q_BNTD: torch.Tensor, k_BNTD: torch.Tensor, v_BNTD: torch.Tensor) -> torch.Tensor:
         """Attend; ``v``'s last dimension may differ from ``q``'s. Returns (B, N, T, D of v)."""
-        return F.scaled_dot_product_attention(*(_heads_together(x) for x in (q_BNTD, k_BNTD, v_BNTD)))
+        return F.scaled_dot_product_attention(_heads_together(q_BNTD), _heads_together(k_BNTD), _heads_together(v_BNTD))
 
 
 def _heads_together(tokens_BNTD: torch.Tensor) -> torch.Tensor:
