@@ -15,7 +15,7 @@ SMALL = "plan model=yolo11n imgsz=64 batch=8 device=cpu boxes_per_image=2"
 
 def test_the_table_and_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
-    assert main([*SMALL.split(), "memory=49MB", f"save={file}"]) == 0
+    assert main([*SMALL.split(), "memory=56MB", f"save={file}"]) == 0
     output = capsys.readouterr()
     assert output.err == ""
     lines = output.out.splitlines()
@@ -25,10 +25,10 @@ def test_the_table_and_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(chosen) == 1
     assert chosen[0].endswith("yes")
     assert any(line.endswith("no") and line.lstrip().startswith("none everywhere") for line in lines)
-    assert any("of 49.0 MB on cpu" in line and "bitwise" in line for line in lines)
+    assert any("of 56.0 MB on cpu" in line and "bitwise" in line for line in lines)
     assert lines[-1] == f"the plan is in {file}"
     plan = Plan.from_json(file.read_text())
-    assert plan.budget_bytes == 49_000_000
+    assert plan.budget_bytes == 56_000_000
     assert json.loads(file.read_text())["batch"] == 8
     assert str(plan).splitlines() == lines[:-1]
 
