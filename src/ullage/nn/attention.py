@@ -47,4 +47,5 @@ def to_tokens(map_BCHW: torch.Tensor, heads: int) -> torch.Tensor:
 
 def to_map(tokens_BNTD: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
     """(B, N, T, D) to (B, N * D, H, W), channels-last in memory."""
-    return tokens_BNTD.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(-1, size_hw)
+    map_BCT = tokens_BNTD.transpose(1, 2).flatten(2).transpose(1, 2)
+    return map_BCT.view(-1, map_BCT.shape[1], *size_hw)  # so written, exporters leave batch and size open

@@ -34,7 +34,7 @@ def anchor_grid(
     for (height, width), stride in zip(level_sizes_hw, strides, strict=True):
         y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
         x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
-        centres.append(torch.stack((x.repeat(height), y.repeat_interleave(width)), -1))
+        centres.append(torch.stack((x.expand(height, width), y[:, None].expand(height, width)), -1).flatten(0, 1))
         sizes.append(torch.full((height * width,), float(stride), device=device))
     return torch.cat(centres), torch.cat(sizes)
 

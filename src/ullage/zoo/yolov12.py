@@ -58,7 +58,7 @@ class AreaAttention(nn.Module):
 
     def attend_in_areas(self, *qkv_BNTD: torch.Tensor) -> torch.Tensor:
         """Attend with the areas as independent batch entries: (B, N, area * t, D) as (B * area, N, t, D) and back."""
-        batch, _, tokens, _ = qkv_BNTD[0].shape
+        tokens = qkv_BNTD[0].shape[2]
         if self.area == 1:
             return self.attend(*qkv_BNTD)
         if tokens % self.area:
@@ -67,7 +67,7 @@ class AreaAttention(nn.Module):
                 "use an image size that is a multiple of 32 in both directions"
             )
         areas = (x.unflatten(2, (self.area, -1)).transpose(1, 2).flatten(0, 1) for x in qkv_BNTD)
-        return self.attend(*areas).unflatten(0, (batch, self.area)).transpose(1, 2).flatten(2, 3)
+        return self.attend(*areas).unflatten(0, (-1, self.area)).transpose(1, 2).flatten(2, 3)
 
 
 class FirstAreaAttention(AreaAttention):
