@@ -1,22 +1,37 @@
-"""Measure how many training images a second the loader makes, with and without mosaic.
+"""Measure how many training images a second the loader makes, alone or beside the peer's loader.
 
-    python bench/loader.py [--data bccd/data.yaml] [--workers 0] [--cache False|ram|disk] [--seconds 5]
+    python bench/loader.py [--data bccd/data.yaml] [--workers 0] [--cache False|ram|disk] [--rounds 5]
+    python bench/loader.py peer [--data ../shared/data/coco128/data.yaml ...] [--workers 1 2] [--copies 1] [--rounds 7]
 
-The first epoch fills caches and is not counted. Without ``--data`` it reads 64 JPEGs of 640 x 480 pixels that it makes
-in a temporary folder: smoothed noise, which costs about as much to decode as photographs do.
+Alone, it prints images a second at 320 and 640 pixels, with and without mosaic, and where the time went. Without
+``--data`` it reads 64 JPEGs of 640 x 480 pixels that it makes in a temporary folder: smoothed noise, which costs about
+as much to decode as photographs do.
+
+Beside the peer, both loaders run as programs of their own (see peers/README.md) on one copy of the data set; they are
+asked for an epoch in turn, and each ratio is the median of the ratios of the rounds. ``--copies`` makes a larger set of
+copies of the images under other names, so that neither side keeps all of it in memory. The first epoch is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import yaml
 
-from machine import busy_note, describe_machine
+from machine import busy_note, describe_machine, peer_python
+from peers.process_memory import children_memory
 from ullage.config.augment import AugmentSettings
 from ullage.data.index import DetectionSet
 from ullage.data.loader import TrainLoader, default_workers
@@ -24,45 +39,155 @@ from ullage.data.source import open_dataset
 
 IMAGES, SIZE_HW, BOXES_AN_IMAGE = 64, (480, 640), 14
 BATCH = 16
+DATA = ("../shared/data/coco128/data.yaml", "../shared/data/aquarium/data.yaml")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a data set; its training images are read")
-    parser.add_argument("--workers", type=int, default=default_workers("cpu"))
+    parser.add_argument("what", nargs="?", choices=("alone", "peer", "answer"), default="alone")
+    parser.add_argument("--data", nargs="+", help="data sets; their training images are read")
+    parser.add_argument("--workers", type=int, nargs="+")
     parser.add_argument("--cache", choices=["False", "ram", "disk"], default="False")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long each line is measured")
-    arguments = parser.parse_args()
-    print(f"{describe_machine(max(arguments.workers, 1))}; {busy_note() or 'idle otherwise'}")
+    parser.add_argument("--mosaic", type=float, nargs="+", default=[1.0, 0.0])
+    parser.add_argument("--imgsz", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs that are measured")
+    parser.add_argument("--copies", type=int, default=1, help="make the set this many times as large")
+    parser.add_argument("--peer-python", help="Python of the peer's environment")
+    options = parser.parse_args()
+    if options.what == "answer":
+        answer(options)
+        return
+    print(f"{describe_machine(1)}; {busy_note() or 'idle otherwise'}")
+    {"alone": measure_alone, "peer": measure_beside_peer}[options.what](options)
+
+
+def measure_alone(options: argparse.Namespace) -> None:
+    """Print a line for each size, with and without mosaic."""
+    (workers,) = options.workers or [default_workers("cpu")]
     with tempfile.TemporaryDirectory() as folder:
-        dataset = make_images(Path(folder)) if arguments.data is None else open_dataset(arguments.data, split="train")
-        for imgsz in (320, 640):
-            for mosaic in (1.0, 0.0):
-                loader = TrainLoader(
-                    dataset,
-                    batch=BATCH,
-                    imgsz=imgsz,
-                    augment=AugmentSettings(mosaic=mosaic, close_mosaic=0),
-                    workers=arguments.workers,
-                    cache=False if arguments.cache == "False" else arguments.cache,
-                )
-                speed = measure(loader, arguments.seconds)
-                loader.close()
+        dataset = make_images(Path(folder)) if not options.data else open_dataset(options.data[0], split="train")
+        for imgsz in options.imgsz or (320, 640):
+            for mosaic in options.mosaic:
+                loader = _loader(dataset, options, imgsz=imgsz, mosaic=mosaic, workers=workers)
+                speeds = [_epoch(loader, epoch) for epoch in range(options.rounds + 1)][1:]
                 print(
-                    f"loader imgsz={imgsz} mosaic={mosaic:g} workers={arguments.workers} cache={arguments.cache}: "
-                    f"{speed:.0f} images/s"
+                    f"loader imgsz={imgsz} mosaic={mosaic:g} workers={workers} cache={options.cache}: "
+                    f"{statistics.median(speeds):.0f} images/s"
                 )
+                loader.close()
 
 
-def measure(loader: TrainLoader, seconds: float) -> float:
-    """Return images a second, from the second epoch on."""
-    for _ in loader.epoch(0, epochs=10**6):
-        pass
-    images, epoch, started = 0, 1, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        images += sum(len(batch.indices) for batch in loader.epoch(epoch, epochs=10**6))
-        epoch += 1
-    return images / (time.perf_counter() - started)
+def answer(options: argparse.Namespace) -> None:
+    """Make an epoch for each line of input and answer with one line of JSON, as the peer's program does."""
+    (data,), (workers,), (mosaic,), (imgsz,) = options.data, options.workers, options.mosaic, options.imgsz
+    dataset = open_dataset(data, split="train")
+    loader = _loader(dataset, options, imgsz=imgsz, mosaic=mosaic, workers=workers)
+    _epoch(loader, 0)
+    print(json.dumps({"program": "ullage"}), flush=True)
+    for epoch, _ in enumerate(sys.stdin, 1):
+        speed = _epoch(loader, epoch)
+        print(json.dumps({"speed": speed, "workers": children_memory()}), flush=True)
+    loader.close()
+
+
+def measure_beside_peer(options: argparse.Namespace) -> None:
+    """Print a line for each data set, number of workers, with and without mosaic: ours, the peer's, the ratio."""
+    python = peer_python(options.peer_python)
+    for data in options.data or DATA:
+        with tempfile.TemporaryDirectory(prefix="bench-loader-") as folder:
+            copied = copy_set(Path(data), Path(folder), copies=options.copies)
+            for workers in options.workers or (1, 2):
+                for mosaic in options.mosaic:
+                    for imgsz in options.imgsz or (640,):
+                        case = {"data": str(copied), "imgsz": imgsz, "workers": workers, "mosaic": mosaic}
+                        name = f"{Path(data).parent.name} x{options.copies} imgsz={imgsz} workers={workers} "
+                        print(name + f"mosaic={mosaic:g}: " + compare(case, python, options.rounds), flush=True)
+
+
+def compare(case: dict[str, Any], python: Path, rounds: int) -> str:
+    """Ask both programs in turn; return what came out, in words."""
+    here = Path(__file__).resolve().parent
+    flags = [word for key, value in case.items() for word in (f"--{key}", str(value))]
+    ours = Answering([sys.executable, str(here / "loader.py"), "answer", *flags])
+    theirs = Answering([str(python), str(here / "peers" / "ultralytics_loader.py"), *flags])
+    with ours, theirs:
+        pairs = [(ours.ask(), theirs.ask()) for _ in range(rounds)]
+    ratios = sorted(a["speed"] / b["speed"] for a, b in pairs)
+    speeds = [statistics.median(pair[side]["speed"] for pair in pairs) for side in (0, 1)]
+    peaks = [max(worker["peak"] for pair in pairs for worker in pair[side]["workers"]) for side in (0, 1)]
+    own = [max(worker["own"] for pair in pairs for worker in pair[side]["workers"]) for side in (0, 1)]
+    return (
+        f"{statistics.median(ratios):.2f} times the peer's images/s (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}; "
+        f"{speeds[0]:.0f} and {speeds[1]:.0f}); a worker's peak {peaks[0] / 1e6:.0f} and {peaks[1] / 1e6:.0f} MB, "
+        f"of its own {own[0] / 1e6:.0f} and {own[1] / 1e6:.0f} MB"
+    )
+
+
+class Answering:
+    """A program that makes an epoch for each line that it is sent."""
+
+    def __init__(self, command: list[str]) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment,
+        )  # fmt: skip
+        self.program = self._read()["program"]
+
+    def __enter__(self) -> Answering:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def ask(self) -> dict[str, Any]:
+        """Have it make one epoch."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._process.args} ended without an answer; run it by hand to see why")
+        return json.loads(line)
+
+
+def copy_set(data: Path, folder: Path, *, copies: int) -> Path:
+    """Copy a YOLO data set, its images several times under other names; return the YAML. The peer writes beside it."""
+    for part, suffix in (("images", ".jpg"), ("labels", ".txt")):
+        (folder / part).mkdir()
+        for path in sorted((data.parent / part).rglob(f"*{suffix}")):
+            for number in range(copies):
+                shutil.copyfile(path, folder / part / f"{number}_{path.name}")
+    settings = yaml.safe_load(data.read_text(encoding="utf-8"))
+    settings |= {"path": str(folder), "train": "images", "val": "images"}
+    (folder / "data.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return folder / "data.yaml"
+
+
+def _loader(
+    dataset: DetectionSet, options: argparse.Namespace, *, imgsz: int, mosaic: float, workers: int
+) -> TrainLoader:
+    return TrainLoader(
+        dataset,
+        batch=BATCH,
+        imgsz=imgsz,
+        augment=AugmentSettings(mosaic=mosaic, close_mosaic=0),
+        workers=workers,
+        cache=False if options.cache == "False" else options.cache,
+    )
+
+
+def _epoch(loader: TrainLoader, epoch: int) -> float:
+    """Return images a second."""
+    began = time.perf_counter()
+    images = sum(len(batch.indices) for batch in loader.epoch(epoch, epochs=10**6))
+    return images / (time.perf_counter() - began)
 
 
 def make_images(folder: Path) -> DetectionSet:

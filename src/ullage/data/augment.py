@@ -70,25 +70,37 @@ def sample_recipe(
     return Recipe(size_hw, (first, second), float(rng.beta(MIXUP_BETA, MIXUP_BETA)), hsv)
 
 
-def layer_labels(dataset: DetectionSet, layer: tuple[Tile, ...], size_hw: tuple[int, int]) -> Labels:
+def layer_labels(
+    dataset: DetectionSet, layer: tuple[Tile, ...], size_hw: tuple[int, int], *, matrices_T33: Array | None = None
+) -> Labels:
     """Return the boxes that training sees in one picture: on the canvas, clipped, without crowds and slivers.
 
     A box stays when it is larger than 2 pixels each way, more than a tenth of it is visible, and neither side is more
     than 100 times the other.
+
+    Args:
+        dataset: Where the boxes are.
+        layer: The tiles.
+        size_hw: Size of the canvas.
+        matrices_T33: The maps that were drawn; None takes those of the tiles.
     """
     parts = [_tile_labels(dataset, tile) for tile in layer]
-    labels = _join(parts)
+    labels = join_labels(parts)
     if len(labels) == 0:
         return labels
-    matrices_T33 = np.array([tile.matrix for tile in layer]).reshape(-1, 3, 3)
+    if matrices_T33 is None:
+        matrices_T33 = np.array([tile.matrix for tile in layer]).reshape(-1, 3, 3)
     matrices_N33 = np.repeat(matrices_T33, [len(part) for part in parts], axis=0)
     boxes_N4, keep_N = visible_boxes(map_boxes(matrices_N33, labels.boxes_xyxy_px_G4), size_hw)
     return Labels(boxes_N4.astype(np.float32), labels.class_ids_G, labels.crowd_G).select(keep_N)
 
 
 def recipe_labels(dataset: DetectionSet, recipe: Recipe) -> Labels:
-    """Return the boxes of a sample; two blended pictures give the boxes of both."""
-    return _join([layer_labels(dataset, layer, recipe.size_hw) for layer in recipe.layers])
+    """Return the boxes of a sample as it was drawn by chance; two blended pictures give the boxes of both.
+
+    ``render`` returns the boxes as the pixels lie, which differ by less than a pixel of the image.
+    """
+    return join_labels([layer_labels(dataset, layer, recipe.size_hw) for layer in recipe.layers])
 
 
 def map_boxes(matrices_N33: Array, boxes_xyxy_px_N4: Array) -> Array:
@@ -126,7 +138,8 @@ def _tile_labels(dataset: DetectionSet, tile: Tile) -> Labels:
     return labels.select(~labels.crowd_G) if labels.crowd_G.any() else labels
 
 
-def _join(parts: list[Labels]) -> Labels:
+def join_labels(parts: list[Labels]) -> Labels:
+    """Put the boxes of several pictures behind each other."""
     if len(parts) == 1:
         return parts[0]
     return Labels(

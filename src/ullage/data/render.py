@@ -1,9 +1,15 @@
-"""Draw a recipe: every tile is resampled once, straight onto the canvas.
+"""Draw a recipe: every pixel of the canvas is sampled once, and nothing larger than the canvas is ever built.
 
-A tile writes only the canvas pixels whose centres lie inside it, so tiles that share an edge leave no seam and none
-overwrites another. Where a tile shrinks to less than half it is halved by averaging first, so that nothing flickers.
+Mosaic, gain, shift, turn and flips are one map from an image to the canvas. A tile writes only the canvas pixels whose
+centres lie inside it, so tiles that share an edge leave no seam and none overwrites another.
 
-Shape letters: H, W canvas or image; 33 matrices on continuous pixels (the first pixel's centre at 0.5).
+An upright tile, the customary case, is cut out of its image and resampled along rows and columns with a triangle as
+wide as the shrinking asks for, so that nothing flickers. The cut lies on whole pixels of the image: the map that is
+drawn differs from the one in the recipe by up to half of such a pixel, and the boxes follow the map that is drawn.
+A tile that is turned, sheared or seen in perspective is interpolated between four pixels, after halving by averaging
+where it shrinks to less than half.
+
+Shape letters: H, W canvas or image; T tiles; 33 matrices on continuous pixels (the first pixel's centre at 0.5).
 """
 
 from __future__ import annotations
@@ -14,8 +20,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
-from ullage.data.augment import map_boxes, recipe_labels
+from ullage.data.augment import join_labels, layer_labels, map_boxes
 from ullage.data.index import DetectionSet
 from ullage.data.recipe import Hsv, Recipe, Tile
 from ullage.geometry.labels import Labels
@@ -23,6 +30,12 @@ from ullage.geometry.letterbox import PAD_GREY
 
 Array = np.ndarray[Any, Any]
 LoadImage = Callable[[int], Array]
+Region = tuple[int, int, int, int]
+
+MIN_CUT_PX = 32  # a smaller cut would be stretched by more than 3 % when its sides go to whole pixels
+MAX_CUT_GAIN = 4.0
+_HUE_STEPS = 180  # of OpenCV's 8-bit hue
+_MAX_HUE_STEP = 70.0  # the shifted hue must fit 8 bits
 
 
 def render(
@@ -33,29 +46,42 @@ def render(
     Args:
         recipe: From ``sample_recipe``.
         dataset: The set that the recipe was drawn from.
-        load: Returns an image of the set by index: uint8 RGB, whole, at any size.
+        load: Returns an image of the set by index: uint8 RGB, whole, at any size. The next call may overwrite it.
         out_HW3: Canvas to draw on, uint8 of ``recipe.size_hw``; None makes one.
 
     Returns:
         The canvas and the boxes on it.
     """
     canvas_HW3 = np.empty((*recipe.size_hw, 3), np.uint8) if out_HW3 is None else out_HW3
-    _draw_layer(canvas_HW3, recipe.layers[0], dataset, load)
+    labels = [_draw_layer(canvas_HW3, recipe.layers[0], dataset, load)]
     for layer in recipe.layers[1:]:
         other_HW3 = np.empty_like(canvas_HW3)
-        _draw_layer(other_HW3, layer, dataset, load)
+        labels.append(_draw_layer(other_HW3, layer, dataset, load))
         canvas_HW3[...] = cv2.addWeighted(canvas_HW3, recipe.blend, other_HW3, 1 - recipe.blend, 0)
     if recipe.hsv is not None:
         shift_colours(canvas_HW3, recipe.hsv)
-    return canvas_HW3, recipe_labels(dataset, recipe)
+    return canvas_HW3, join_labels(labels)
 
 
 def shift_colours(image_HW3: Array, hsv: Hsv) -> None:
-    """Change hue, saturation and brightness of a uint8 RGB image in place, by tables of 256 entries."""
+    """Change hue, saturation and brightness of a uint8 RGB image in place, to the nearest of 180, 256 and 256 steps."""
+    step = (hsv.hue_shift * _HUE_STEPS + _HUE_STEPS / 2) % _HUE_STEPS - _HUE_STEPS / 2
+    if abs(step) > _MAX_HUE_STEP:
+        _shift_by_table(image_HW3, hsv)
+        return
+    # A turn backwards is a turn forwards with red and blue exchanged; forwards, 8 bits hold it without wrapping round.
+    forwards = step >= 0
+    hsv_HW3 = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2HSV if forwards else cv2.COLOR_BGR2HSV)
+    change_34 = np.array([[1, 0, 0, abs(step)], [0, hsv.saturation_gain, 0, 0], [0, 0, hsv.value_gain, 0]], np.float64)
+    hsv_HW3 = cv2.transform(hsv_HW3, change_34, dst=hsv_HW3)
+    cv2.cvtColor(hsv_HW3, cv2.COLOR_HSV2RGB if forwards else cv2.COLOR_HSV2BGR, dst=image_HW3)
+
+
+def _shift_by_table(image_HW3: Array, hsv: Hsv) -> None:
     values = np.arange(256)
     tables = np.stack(
         (
-            np.rint(values + hsv.hue_shift * 180) % 180,  # OpenCV's 8-bit hue counts 180 steps
+            np.rint(values + hsv.hue_shift * _HUE_STEPS) % _HUE_STEPS,
             np.rint(np.clip(values * hsv.saturation_gain, 0, 255)),
             np.rint(np.clip(values * hsv.value_gain, 0, 255)),
         ),
@@ -63,27 +89,43 @@ def shift_colours(image_HW3: Array, hsv: Hsv) -> None:
     )
     hsv_HW3 = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2HSV)
     hsv_HW3 = cv2.LUT(hsv_HW3, tables.astype(np.uint8)[None], dst=hsv_HW3)
-    image_HW3[...] = cv2.cvtColor(hsv_HW3, cv2.COLOR_HSV2RGB)
+    cv2.cvtColor(hsv_HW3, cv2.COLOR_HSV2RGB, dst=image_HW3)
 
 
-def _draw_layer(canvas_HW3: Array, layer: tuple[Tile, ...], dataset: DetectionSet, load: LoadImage) -> None:
-    canvas_HW3[...] = PAD_GREY
-    for tile in layer:
-        height, width = dataset.size_hw(tile.index)
-        window_4 = np.array([0, 0, width, height], np.float64)
-        if tile.box is not None:
-            window_4 = dataset.labels(tile.index).boxes_xyxy_px_G4[tile.box].astype(np.float64)
-        matrix_33 = tile.matrix_33()
-        region = _region(map_boxes(matrix_33, window_4[None])[0], canvas_HW3)
-        if region is not None:
-            # Only now: an image of which nothing shows is not read.
-            image_HW3 = load(tile.index)
-            scale_wh = (image_HW3.shape[1] / width, image_HW3.shape[0] / height)
-            scale_33 = np.diag([*scale_wh, 1.0])
-            _draw_tile(canvas_HW3, image_HW3, matrix_33 @ np.linalg.inv(scale_33), window_4 * (scale_wh * 2), region)
+def draw_tiles(canvas_HW3: Array, layer: tuple[Tile, ...], *, dataset: DetectionSet, load: LoadImage) -> Array:
+    """Draw a picture on grey; return the map of each tile as it was drawn, (T, 3, 3), from the original image."""
+    canvas_HW3.fill(PAD_GREY)
+    return np.array([_draw(canvas_HW3, tile, dataset, load) for tile in layer]).reshape(-1, 3, 3)
 
 
-def _region(bounds_4: Array, canvas_HW3: Array) -> tuple[int, int, int, int] | None:
+def _draw_layer(canvas_HW3: Array, layer: tuple[Tile, ...], dataset: DetectionSet, load: LoadImage) -> Labels:
+    matrices_T33 = draw_tiles(canvas_HW3, layer, dataset=dataset, load=load)
+    return layer_labels(dataset, layer, canvas_HW3.shape[:2], matrices_T33=matrices_T33)
+
+
+def _draw(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadImage) -> Array:
+    """Draw one tile; return the matrix from the original image to the canvas that was drawn."""
+    height, width = dataset.size_hw(tile.index)
+    window_4 = np.array([0, 0, width, height], np.float64)
+    if tile.box is not None:
+        window_4 = dataset.labels(tile.index).boxes_xyxy_px_G4[tile.box].astype(np.float64)
+    matrix_33 = tile.matrix_33()
+    region = _region(map_boxes(matrix_33, window_4[None])[0], canvas_HW3)
+    if region is None:
+        return matrix_33  # nothing shows: the image is not read
+    image_HW3 = load(tile.index)
+    scale_wh = (image_HW3.shape[1] / width, image_HW3.shape[0] / height)
+    from_image_33 = matrix_33 @ np.diag([1 / scale_wh[0], 1 / scale_wh[1], 1.0])
+    if tile.box is None:
+        cut = _cut(from_image_33, region, image_HW3.shape[:2])
+        if cut is not None:
+            _draw_cut(canvas_HW3, image_HW3, cut, region)
+            return _cut_matrix(cut, region) @ np.diag([*scale_wh, 1.0])
+    _draw_turned(canvas_HW3, image_HW3, from_image_33, window_4 * (scale_wh * 2), region)
+    return matrix_33
+
+
+def _region(bounds_4: Array, canvas_HW3: Array) -> Region | None:
     """Return left, top, right, bottom of the canvas pixels with their centres in bounds, None without any."""
     left, top = (max(math.ceil(side - 0.5), 0) for side in bounds_4[:2])
     right = min(math.ceil(bounds_4[2] - 0.5), canvas_HW3.shape[1])
@@ -91,9 +133,52 @@ def _region(bounds_4: Array, canvas_HW3: Array) -> tuple[int, int, int, int] | N
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _draw_tile(
-    canvas_HW3: Array, image_HW3: Array, matrix_33: Array, window_4: Array, region: tuple[int, int, int, int]
-) -> None:
+def _cut(matrix_33: Array, region: Region, size_hw: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Return the image's columns and rows under a region's left, top, right and bottom; None unless upright.
+
+    A flip has the right one before the left one. None also where whole pixels would be too coarse.
+    """
+    gain_x, gain_y = float(matrix_33[0, 0]), float(matrix_33[1, 1])
+    upright = matrix_33[0, 1] == matrix_33[1, 0] == matrix_33[2, 0] == matrix_33[2, 1] == 0
+    if not upright or max(abs(gain_x), abs(gain_y)) > MAX_CUT_GAIN * matrix_33[2, 2]:
+        return None
+    left, right = (round((side - float(matrix_33[0, 2])) / gain_x) for side in (region[0], region[2]))
+    top, bottom = (round((side - float(matrix_33[1, 2])) / gain_y) for side in (region[1], region[3]))
+    height, width = size_hw
+    cut = (min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height))
+    return cut if min(abs(cut[2] - cut[0]), abs(cut[3] - cut[1])) >= MIN_CUT_PX else None
+
+
+def _cut_matrix(cut: tuple[int, int, int, int], region: Region) -> Array:
+    """Return the map from an image to the canvas that takes a part of it to a region."""
+    gain_x, gain_y = (region[2] - region[0]) / (cut[2] - cut[0]), (region[3] - region[1]) / (cut[3] - cut[1])
+    return np.array([[gain_x, 0, region[0] - cut[0] * gain_x], [0, gain_y, region[1] - cut[1] * gain_y], [0, 0, 1]])
+
+
+def _draw_cut(canvas_HW3: Array, image_HW3: Array, cut: tuple[int, int, int, int], region: Region) -> None:
+    """Resample a part of an image onto a region of the canvas."""
+    left, top, right, bottom = region
+    columns, rows = sorted((cut[0], cut[2])), sorted((cut[1], cut[3]))
+    part_HW3 = image_HW3[rows[0] : rows[1], columns[0] : columns[1]]
+    mirrored, upside_down = cut[0] > cut[2], cut[1] > cut[3]
+    if mirrored or upside_down:
+        part_HW3 = cv2.flip(part_HW3, -1 if mirrored and upside_down else int(mirrored))
+    size_hw = (bottom - top, right - left)
+    if part_HW3.shape[:2] != size_hw:
+        part_HW3 = resample(part_HW3, size_hw)
+    canvas_HW3[top:bottom, left:right] = part_HW3
+
+
+def resample(image_HW3: Array, size_hw: tuple[int, int]) -> Array:
+    """Resize a uint8 image with a triangle as wide as two pixels of the coarser side."""
+    image_1CHW = torch.from_numpy(np.ascontiguousarray(image_HW3))[None].permute(0, 3, 1, 2)
+    resized_1CHW = torch.nn.functional.interpolate(
+        image_1CHW, size=size_hw, mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized_1CHW[0].permute(1, 2, 0).numpy()
+
+
+def _draw_turned(canvas_HW3: Array, image_HW3: Array, matrix_33: Array, window_4: Array, region: Region) -> None:
     image_HW3, matrix_33, window_4 = _halve(image_HW3, matrix_33, window_4)
     left, top, right, bottom = region
     view_HW3 = canvas_HW3[top:bottom, left:right]
@@ -101,16 +186,12 @@ def _draw_tile(
     # OpenCV counts from the centre of the first pixel.
     to_view_33 = np.array([[1, 0, -0.5 - left], [0, 1, -0.5 - top], [0, 0, 1]]) @ matrix_33
     opencv_33 = to_view_33 @ np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
-    flat = matrix_33[2, 0] == 0 and matrix_33[2, 1] == 0
-    if flat:
+    if matrix_33[2, 0] == 0 and matrix_33[2, 1] == 0:
         drawn_HW3 = cv2.warpAffine(image_HW3, opencv_33[:2], size_wh, borderMode=cv2.BORDER_REPLICATE)
     else:
         drawn_HW3 = cv2.warpPerspective(image_HW3, opencv_33, size_wh, borderMode=cv2.BORDER_REPLICATE)
-    if flat and matrix_33[0, 1] == 0 and matrix_33[1, 0] == 0:
-        view_HW3[...] = drawn_HW3  # upright: the region is the tile
-    else:
-        inside_HW = _inside(to_view_33, window_4, size_wh)
-        np.copyto(view_HW3, drawn_HW3, where=inside_HW[..., None])
+    inside_HW = _inside(to_view_33, window_4, size_wh)
+    cv2.copyTo(drawn_HW3, inside_HW.view(np.uint8), view_HW3)
 
 
 def _halve(image_HW3: Array, matrix_33: Array, window_4: Array) -> tuple[Array, Array, Array]:
@@ -130,10 +211,26 @@ def _halve(image_HW3: Array, matrix_33: Array, window_4: Array) -> tuple[Array, 
 def _inside(matrix_33: Array, window_4: Array, size_wh: tuple[int, int]) -> Array:
     """Tell for each pixel of the view whether its centre comes from within the window, (H, W) bool.
 
-    ``matrix_33`` maps the image's continuous pixels to view coordinates that count from pixel centres.
+    ``matrix_33`` maps the image's continuous pixels to view coordinates that count from pixel centres. Each side of the
+    window is a line in the view, so the pixels inside are one run in each row.
     """
-    inverse_33 = np.linalg.inv(matrix_33)
-    x_1W, y_H1 = np.arange(size_wh[0])[None], np.arange(size_wh[1])[:, None]
-    u_HW, v_HW, w_HW = (row[0] * x_1W + (row[1] * y_H1 + row[2]) for row in inverse_33)
+    u_3, v_3, w_3 = np.linalg.inv(matrix_33)
     left, top, right, bottom = window_4
-    return (u_HW >= left * w_HW) & (u_HW < right * w_HW) & (v_HW >= top * w_HW) & (v_HW < bottom * w_HW) & (w_HW > 0)
+    y_H = np.arange(size_wh[1], dtype=np.float64)
+    first_H, past_H = np.zeros(size_wh[1]), np.full(size_wh[1], float(size_wh[0]))
+    # Each (line, open) tells a x + b y + c >= 0, or > 0 where the side does not belong to the window.
+    for (a, b, c), is_open in (
+        (u_3 - left * w_3, False), (v_3 - top * w_3, False), (right * w_3 - u_3, True), (bottom * w_3 - v_3, True),
+        (w_3, True),
+    ):  # fmt: skip
+        rest_H = b * y_H + c
+        if a == 0:
+            past_H[(rest_H <= 0) if is_open else (rest_H < 0)] = 0
+            continue
+        cross_H = (-rest_H / a).clip(-1, size_wh[0] + 1)
+        if a > 0:
+            first_H = np.maximum(first_H, np.floor(cross_H) + 1 if is_open else np.ceil(cross_H))
+        else:
+            past_H = np.minimum(past_H, np.ceil(cross_H) if is_open else np.floor(cross_H) + 1)
+    x_1W = np.arange(size_wh[0], dtype=np.int16)[None]
+    return (x_1W >= first_H.astype(np.int16)[:, None]) & (x_1W < past_H.astype(np.int16)[:, None])

@@ -1,0 +1,22 @@
+"""The memory of a process's children, read from the kernel: what both sides of a comparison are measured by."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def children_memory() -> list[dict[str, int]]:
+    """Return for each child process its peak resident bytes and the bytes that it alone holds now (Linux)."""
+    found = []
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        for pid in (task / "children").read_text(encoding="ascii").split():
+            status, rollup = _fields(pid, "status"), _fields(pid, "smaps_rollup")
+            own = rollup["Private_Clean"] + rollup["Private_Dirty"]
+            found.append({"peak": status["VmHWM"] * 1024, "own": own * 1024})
+    return found
+
+
+def _fields(pid: str, name: str) -> dict[str, int]:
+    lines = (line.split() for line in Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8").splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) == 3 and words[2] == "kB"}
