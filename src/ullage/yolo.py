@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ullage import api
+from ullage.api.export import export
+from ullage.api.exported import ExportedModel, open_model
 from ullage.api.models import LoadedModel, ModelInfo
 from ullage.api.predict import make_predictor
 from ullage.api.train import TrainResult
-from ullage.config import PredictConfig, TrainConfig, ValConfig
+from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig
 from ullage.errors import ConfigError
 from ullage.metrics.result import Metrics
-from ullage.runtime.predictor import TorchPredictor
+from ullage.runtime.predictor import Predictor
 from ullage.runtime.results import Results
 
 
@@ -21,8 +23,9 @@ class YOLO:
     """A detector: a network with weights and class names.
 
     Args:
-        model: A name (``"yolov12n"``, ``"yolov12n.yaml"``: new weights), a weights file (``.pt``, ``.safetensors``), or
-            the name of an official file (``"yolov12n.pt"``), which is downloaded when it is not in the current folder.
+        model: A name (``"yolov12n"``, ``"yolov12n.yaml"``: new weights), a weights file (``.pt``, ``.safetensors``),
+            the name of an official file (``"yolov12n.pt"``), which is downloaded when it is not in the current folder,
+            or an exported file (``.onnx``), which predicts and can be judged, but not trained.
         task: Only ``"detect"``.
 
     Raises:
@@ -34,8 +37,8 @@ class YOLO:
         if task != "detect":
             raise ConfigError(f"task={task!r} is not supported; Ullage detects (task='detect')")
         self._requested = str(model)
-        self._model = api.load_model(model)
-        self._predictor: tuple[tuple[object, ...], TorchPredictor] | None = None
+        self._model: LoadedModel | ExportedModel = open_model(model)
+        self._predictor: tuple[tuple[object, ...], Predictor] | None = None
 
     @property
     def names(self) -> dict[int, str]:
@@ -45,16 +48,25 @@ class YOLO:
     @property
     def model(self) -> Any:
         """The network, a ``torch.nn.Module``."""
-        return self._model.network
+        return self.loaded.network
 
     @property
     def loaded(self) -> LoadedModel:
-        """The network with its name, classes and origin."""
+        """The network with its name, classes and origin.
+
+        Raises:
+            ConfigError: This is an exported file.
+        """
+        if isinstance(self._model, ExportedModel):
+            raise ConfigError(
+                f"'{self._requested}' is an exported file, which predicts and can be judged (predict, val); for "
+                "anything else name the weights that it was made from"
+            )
         return self._model
 
     def info(self, imgsz: int = 640) -> ModelInfo:
         """Count parameters, FLOPs and layers."""
-        return self._model.info(imgsz)
+        return self.loaded.info(imgsz)
 
     def train(self, **settings: Any) -> TrainResult:
         """Train on a data set; afterwards this object holds the best weights.
@@ -64,15 +76,17 @@ class YOLO:
         """
         file = settings.pop("cfg", None)
         config = TrainConfig.load({"model": self._requested, **settings}, file=file)
-        start = None if config.run.resume or "model" in settings or not self._starts_here(config) else self._model
+        start = self._start_of(config, named="model" in settings)
         result = api.train(config, model=start)
         best = result.best if result.best.exists() else result.last
         self._model, self._requested, self._predictor = api.load_model(best), str(best), None
         return result
 
-    def _starts_here(self, config: TrainConfig) -> bool:
-        """Whether training starts from the weights in hand, not from new ones or another file's."""
-        return config.model.pretrained is True and (self._model.source is not None or config.run.seed == 0)
+    def _start_of(self, config: TrainConfig, *, named: bool) -> LoadedModel | None:
+        """Return the weights in hand; None when training starts from new ones or another file's."""
+        if config.run.resume or named or config.model.pretrained is not True:
+            return None
+        return self.loaded if self.loaded.source is not None or config.run.seed == 0 else None
 
     def val(self, **settings: Any) -> Metrics:
         """Judge on a data set.
@@ -108,13 +122,32 @@ class YOLO:
 
     def save(self, path: str | Path) -> Path:
         """Write the weights to share: ``.safetensors``, or a ``.pt`` of plain tensors."""
-        return self._model.save(path)
+        return self.loaded.save(path)
+
+    def export(self, **settings: Any) -> Path:
+        """Write the network for another runtime, and prove that the file computes the same.
+
+        Args:
+            **settings: Every key of ``ullage export --help``.
+
+        Returns:
+            The file; for OpenVINO its folder.
+
+        Raises:
+            ExportParityError: The file does not compute what the network computes; it is not kept.
+        """
+        config = ExportConfig.load({"model": self._requested, **settings})
+        return export(config, model=self.loaded).path
 
     def _trained_on(self) -> str | None:
+        if isinstance(self._model, ExportedModel):
+            return None
         meta = (self._model.metadata or {}).get("meta")
         configuration = meta.get("config") if isinstance(meta, dict) else None
         return configuration.get("data") if isinstance(configuration, dict) else None
 
     def __repr__(self) -> str:
+        if isinstance(self._model, ExportedModel):
+            return f"YOLO({self._model.info.model_name}, {len(self._model.names)} classes, in {self._model.path})"
         origin = self._model.source or "new weights"
         return f"YOLO({self._model.model_name}, {len(self._model.names)} classes, from {origin})"

@@ -146,7 +146,7 @@ def test_saved_weights_come_back_to_the_bit(model: YOLO, here: Path) -> None:
     [
         (lambda: YOLO("yolov12q"), ConfigError, "yolov12q"),
         (lambda: YOLO("nowhere.pt"), WeightsError, "looked for"),
-        (lambda: YOLO("x.onnx"), ConfigError, "x.onnx"),
+        (lambda: YOLO("x.onnx"), WeightsError, "x.onnx"),
         (lambda: YOLO("yolo11n", task="segment"), ConfigError, "segment"),
         (lambda: YOLO("yolo11n").train(data="demo", epoch=1), ConfigError, "Did you mean 'epochs'"),
         (lambda: YOLO("yolo11n").train(), ConfigError, "train needs data="),

@@ -84,7 +84,7 @@ def test_suppression_is_under_the_same_care(
     predictor: TorchPredictor, loss: DetectionLoss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, calls = judged(predictor, loss), []
-    real = postprocess.detections_from_raw
+    real = postprocess.detections_from_outputs
 
     def scarce(raw: Any, **settings: Any) -> Any:
         calls.append(raw.logits_BAK.shape[0])
@@ -92,7 +92,7 @@ def test_suppression_is_under_the_same_care(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(raw, **settings)
 
-    monkeypatch.setattr("ullage.api.evaluate.detections_from_raw", scarce)
+    monkeypatch.setattr("ullage.api.evaluate.detections_from_outputs", scarce)
     found = judged(predictor, loss)
     assert calls[:3] == [4, 2, 2]
     assert found.metrics.results_dict == pytest.approx(whole.metrics.results_dict, rel=1e-5)

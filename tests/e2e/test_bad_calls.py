@@ -62,7 +62,7 @@ def test_wrong_settings_of_train(changes: dict, named: list[str], data: Path, ul
 
 def test_wrong_words(ullage: Run, here: Path) -> None:
     for call, named in {
-        "trian": "Did you mean 'train'?", "export": "not in this version", "data": "data needs an action",
+        "trian": "Did you mean 'train'?", "doctor": "not in this version", "data": "data needs an action",
         "data chekc": "Did you mean 'check'?", "train data": "data=True", "predict --source": "source=True",
         "train epochs=1 epochs=2": "given twice", "train -x": "'-x'", "segment train": "segment",
     }.items():  # fmt: skip

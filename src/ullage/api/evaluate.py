@@ -22,7 +22,8 @@ from ullage.losses.sums import LossSum
 from ullage.metrics.evaluator import DetectionEvaluator
 from ullage.metrics.predictions import PredictionsWriter
 from ullage.metrics.result import Metrics
-from ullage.runtime.postprocess import detections_from_raw
+from ullage.nn.outputs import RawDetections
+from ullage.runtime.postprocess import detections_from_outputs
 from ullage.runtime.predictor import Predictor
 
 OnBatch = Callable[[int, Batch, list[Detections]], None]
@@ -63,7 +64,7 @@ def evaluate(
     """Run every image, judge what was found.
 
     Args:
-        predictor: Turns uint8 images into raw detections.
+        predictor: A network or an exported file.
         batches: The images, each once, with their letterboxes.
         dataset: Their ground truth.
         settings: Thresholds.
@@ -135,17 +136,18 @@ def judge(
         start: First image.
         stop: The one after the last image.
     """
-    raw = predictor(batch.images_BCHW[start:stop])
+    outputs = predictor(batch.images_BCHW[start:stop])
     mark("inference")
     sums = None
     if loss is not None:
+        assert isinstance(outputs, RawDetections)  # training judges networks, not files
         whole = stop - start == batch.targets.batch_size
         targets = batch.targets if whole else batch.targets.images(start, stop)
         with torch.inference_mode():
-            sums = loss(raw, targets.to(raw.logits_BAK.device))
+            sums = loss(outputs, targets.to(outputs.logits_BAK.device))
         mark("loss")
-    found = detections_from_raw(
-        raw, conf=settings.conf, iou=settings.iou, max_det=settings.max_det, one_class_per_box=False
+    found = detections_from_outputs(
+        outputs, conf=settings.conf, iou=settings.iou, max_det=settings.max_det, one_class_per_box=False
     )
     found = [one.to("cpu") for one in found]
     mark("postprocess")

@@ -13,6 +13,7 @@ from ullage.config import ModelSettings
 from ullage.errors import ConfigError, WeightsError, nearest
 from ullage.nn.detector import Detector
 from ullage.nn.flops import count_flops
+from ullage.runtime.open_file import is_exported
 from ullage.zoo.checkpoint_file import (
     CHECKPOINT_KIND,
     SCHEMA,
@@ -26,7 +27,6 @@ from ullage.zoo.registry import MODELS, build, model_entry
 from ullage.zoo.weights import LoadReport, load_into, official_to_ours
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
-EXPORT_SUFFIXES = (".onnx", ".xml", ".engine", ".torchscript")
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,11 @@ def load_model(model: str | Path, *, seed: int = 0) -> LoadedModel:
     text = str(model)
     path = Path(text).expanduser()
     suffix = path.suffix.lower()
-    if suffix in EXPORT_SUFFIXES or text.endswith("_openvino_model"):
-        raise ConfigError(f"model='{text}' is an export; this version runs .pt and .safetensors files")
+    if is_exported(text):
+        raise ConfigError(
+            f"model='{text}' is an exported file, which predicts and can be judged (predict, val); for anything else "
+            "name the weights that it was made from"
+        )
     if suffix in WEIGHT_SUFFIXES:
         if not path.exists() and is_official_name(text):
             path = fetch_official(text, Path.cwd())

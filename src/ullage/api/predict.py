@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ullage.api.exported import ExportedModel, open_model
 from ullage.api.folders import make_run_folder
-from ullage.api.models import LoadedModel, load_model, named_model
+from ullage.api.models import LoadedModel, named_model
 from ullage.config import PredictConfig
 from ullage.errors import ConfigError
-from ullage.runtime.predictor import TorchPredictor, precision_for
+from ullage.runtime.predictor import Predictor, TorchPredictor, precision_for
 from ullage.runtime.predictor import predict as run_predictor
 from ullage.runtime.results import Results
 from ullage.runtime.sinks import ResultSink
@@ -40,8 +41,8 @@ def predict(
     config: PredictConfig,
     *,
     source: Any = None,
-    model: LoadedModel | None = None,
-    predictor: TorchPredictor | None = None,
+    model: LoadedModel | ExportedModel | None = None,
+    predictor: Predictor | None = None,
 ) -> Prediction:
     """Find objects in every frame of a source, in order and with bounded memory.
 
@@ -60,7 +61,7 @@ def predict(
         raise ConfigError("predict needs source=: an image, video, folder, glob or URL")
     if predictor is None:
         predictor = make_predictor(
-            config, load_model(named_model(config.model, verb="predict")) if model is None else model
+            config, open_model(named_model(config.model, verb="predict")) if model is None else model
         )
     opened: Source = open_source(source)
     settings = config.predict
@@ -82,8 +83,10 @@ def predict(
     return Prediction(_saved(results, sink), save_dir=folder, is_stream=opened.has_video)
 
 
-def make_predictor(config: PredictConfig, model: LoadedModel) -> TorchPredictor:
+def make_predictor(config: PredictConfig, model: LoadedModel | ExportedModel) -> Predictor:
     """Prepare a model for the device and precision that were asked for."""
+    if isinstance(model, ExportedModel):
+        return model.on(config.device.device, half=config.predict.half)
     device = choose_device(config.device.device)
     precision = precision_for(device, half=config.predict.half)
     return TorchPredictor(model.network, names=model.names, device=device, precision=precision)

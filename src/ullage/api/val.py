@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from ullage.api.evaluate import check_classes, evaluate
+from ullage.api.exported import ExportedModel, device_of, open_model
 from ullage.api.folders import make_run_folder, write_text
-from ullage.api.models import LoadedModel, load_model, named_model
+from ullage.api.models import LoadedModel, named_model
 from ullage.api.pictures import EvalPictures
 from ullage.config import ValConfig
 from ullage.data.index import DetectionSet
@@ -20,11 +21,10 @@ from ullage.errors import ConfigError
 from ullage.metrics.plots import plot_all
 from ullage.metrics.result import Metrics
 from ullage.nn.detector import Detector
-from ullage.runtime.predictor import Precision, TorchPredictor
-from ullage.train.precision import choose_device
+from ullage.runtime.predictor import Precision, Predictor, TorchPredictor, check_suppression, input_size
 
 
-def val(config: ValConfig, *, model: LoadedModel | None = None) -> Metrics:
+def val(config: ValConfig, *, model: LoadedModel | ExportedModel | None = None) -> Metrics:
     """Judge a model.
 
     Writes a run folder with curves and pictures when ``plots``, with ``predictions.json`` when ``save_json``.
@@ -39,10 +39,8 @@ def val(config: ValConfig, *, model: LoadedModel | None = None) -> Metrics:
     """
     if config.data.data is None:
         raise ConfigError("val needs data=: a YAML, COCO JSON, folder, CSV, or 'demo'")
-    if not isinstance(config.data.imgsz, int):
-        raise ConfigError(f"imgsz={config.data.imgsz}: val takes one size")
-    device = choose_device(config.device.device)
-    model = load_model(named_model(config.model, verb="val")) if model is None else model
+    model = open_model(named_model(config.model, verb="val")) if model is None else model
+    device = device_of(config.device.device, model)
     dataset = open_dataset(
         config.data.data,
         split=config.eval.split,
@@ -50,20 +48,26 @@ def val(config: ValConfig, *, model: LoadedModel | None = None) -> Metrics:
         single_cls=config.data.single_cls,
         fraction=config.data.fraction,
     )
-    if model.source is None:
+    if isinstance(model, LoadedModel) and model.source is None:
         model, _ = model.with_classes(dataset.names)
-    check_classes(model.network.num_classes, dataset)  # before a folder is made
+    check_classes(len(model.names), dataset)  # before a folder is made
     _compare_names(model.names, dataset.names)
+    if isinstance(model, ExportedModel):
+        predictor = model.on(config.device.device)
+    else:
+        predictor = eval_predictor(model.network, dataset, device, half=config.device.amp is not False)
+    imgsz, rect = eval_size(predictor, config.data.imgsz, rect=config.data.rect)
+    limits = config.eval
+    check_suppression(predictor, conf=limits.conf, iou=limits.iou, max_det=limits.max_det, class_agnostic=False)
     folder = None
     if config.eval.plots or config.eval.save_json:
         folder = make_run_folder(config.folder, verb="val")
         write_text(folder / "args.yaml", config.dump())
-    predictor = eval_predictor(model.network, dataset, device, half=config.device.amp is not False)
     batches = EvalLoader(
         dataset,
-        imgsz=config.data.imgsz,
+        imgsz=imgsz,
         batch=config.data.batch,
-        rect=config.data.rect,
+        rect=rect,
         workers=config.loader.workers,
         device_type=device.type,
     )
@@ -94,6 +98,23 @@ def _compare_names(of_model: Sequence[str], of_data: Sequence[str]) -> None:
                 stacklevel=3,
             )
             return
+
+
+def eval_size(predictor: Predictor, imgsz: int | None, *, rect: bool) -> tuple[int, bool]:
+    """Return the longer side to judge at, and whether batches are padded only to their longest side.
+
+    Raises:
+        ConfigError: An exported file takes another size only, or one that is not square.
+    """
+    size = input_size(predictor, imgsz)
+    if isinstance(size, int):
+        return size, rect
+    if predictor.fixed_size and size[0] != size[1]:
+        raise ConfigError(
+            f"the exported file takes {size[0]}x{size[1]} only, and val needs square images or any size: export it "
+            "with dynamic=True, or with one imgsz"
+        )
+    return max(size), rect and not predictor.fixed_size
 
 
 def eval_predictor(network: Detector, dataset: DetectionSet, device: torch.device, *, half: bool) -> TorchPredictor:

@@ -9,6 +9,7 @@ from ullage.config.base import KeyHelp, VerbConfig, parse_value
 from ullage.config.data import DataSettings, EvalDataSettings, EvalLoaderSettings, LoaderSettings
 from ullage.config.device import DeviceSettings, EvalDeviceSettings, TrainDeviceSettings
 from ullage.config.evaluate import EvalSettings
+from ullage.config.export import ExportConfig, ExportSettings
 from ullage.config.loss import LossSettings
 from ullage.config.memory import MemorySettings
 from ullage.config.model import ModelSettings, TrainModelSettings
@@ -25,6 +26,8 @@ __all__ = [
     "EvalDeviceSettings",
     "EvalLoaderSettings",
     "EvalSettings",
+    "ExportConfig",
+    "ExportSettings",
     "FolderSettings",
     "KeyHelp",
     "LoaderSettings",

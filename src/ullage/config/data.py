@@ -65,7 +65,9 @@ class DataSettings(SetSettings):
 class EvalDataSettings(SetSettings):
     """The data to judge on: every image once, with as little padding as possible."""
 
-    imgsz: int = Field(default=640, description="size of the longer side in pixels")
+    imgsz: int | None = Field(
+        default=None, description="size of the longer side in pixels; None: the exported file's, else 640"
+    )
     rect: bool = Field(default=True, description="pad batches only to their longest side")
 
     _sizes = field_validator("imgsz", mode="before")(check_imgsz)

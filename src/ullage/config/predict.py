@@ -14,7 +14,9 @@ class PredictSettings(Section):
     """Sources, thresholds and outputs of prediction."""
 
     source: str | None = Field(default=None, description="image, video, folder, glob, URL")
-    imgsz: int | tuple[int, int] = Field(default=640, description="size of the longer side, or (h, w)")
+    imgsz: int | tuple[int, int] | None = Field(
+        default=None, description="size of the longer side, or (h, w); None: the exported file's, else 640"
+    )
     conf: float = Field(default=0.25, ge=0, lt=1, description="drop boxes that score below this")
     iou: float = Field(default=0.7, gt=0, le=1, description="overlap above which the weaker box is dropped")
     max_det: int = Field(default=300, ge=1, description="boxes an image at most")

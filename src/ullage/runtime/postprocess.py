@@ -1,6 +1,6 @@
-"""From a network's raw outputs to detections, decoding only what can survive.
+"""From the outputs of a network or of an exported file to detections, decoding only what can survive.
 
-Shape letters: B batch, A anchors, N candidates, K classes.
+Shape letters: B batch, A anchors, N candidates, K classes, D rows of a file that suppresses by itself.
 """
 
 from __future__ import annotations
@@ -12,8 +12,63 @@ import torch
 from ullage.geometry.detections import Detections
 from ullage.geometry.nms import select_detections
 from ullage.nn.outputs import RawDetections, decode_boxes, decode_scores
+from ullage.runtime.outputs import DecodedDetections, SuppressedDetections
+
+Outputs = RawDetections | DecodedDetections | SuppressedDetections
 
 _ROUNDING = 1e-6  # in probability; the exact comparison follows on the candidates
+
+
+def detections_from_outputs(
+    outputs: Outputs,
+    *,
+    conf: float,
+    iou: float,
+    max_det: int,
+    classes: torch.Tensor | None = None,
+    class_agnostic: bool = False,
+    one_class_per_box: bool = True,
+) -> list[Detections]:
+    """Filter and suppress whatever a predictor returned; see ``detections_from_raw`` for the arguments.
+
+    What a file has suppressed by itself is only filtered further.
+    """
+    if isinstance(outputs, SuppressedDetections):
+        return [_kept(rows_D6, conf=conf, max_det=max_det, classes=classes) for rows_D6 in outputs.rows_BD6]
+    if isinstance(outputs, RawDetections):
+        return detections_from_raw(
+            outputs,
+            conf=conf,
+            iou=iou,
+            max_det=max_det,
+            classes=classes,
+            class_agnostic=class_agnostic,
+            one_class_per_box=one_class_per_box,
+        )
+    candidate_BA = outputs.scores_BAK.amax(-1) > conf
+    found: list[Detections] = []
+    for boxes_A4, scores_AK, candidate_A in zip(*outputs, candidate_BA, strict=True):
+        rows_N = candidate_A.nonzero()[:, 0]
+        found += select_detections(
+            boxes_A4[rows_N][None],
+            scores_AK[rows_N][None],
+            conf=conf,
+            iou=iou,
+            max_det=max_det,
+            classes=classes,
+            class_agnostic=class_agnostic,
+            one_class_per_box=one_class_per_box,
+        )
+    return found
+
+
+def _kept(rows_D6: torch.Tensor, *, conf: float, max_det: int, classes: torch.Tensor | None) -> Detections:
+    boxes_D4, scores_D, ids_D = rows_D6[:, :4], rows_D6[:, 4], rows_D6[:, 5].long()
+    keep_D = (scores_D > conf) & (scores_D > 0)
+    if classes is not None:
+        keep_D &= torch.isin(ids_D, classes.to(ids_D.device))
+    rows_N = keep_D.nonzero()[:max_det, 0]
+    return Detections(boxes_D4[rows_N], scores_D[rows_N], ids_D[rows_N])
 
 
 def detections_from_raw(

@@ -20,11 +20,13 @@ from ullage.geometry.detections import Detections
 from ullage.geometry.letterbox import Letterbox, fit, tight_size
 from ullage.nn.fold import fold_batchnorm
 from ullage.nn.outputs import RawDetections
-from ullage.runtime.postprocess import detections_from_raw
+from ullage.runtime.outputs import Suppression
+from ullage.runtime.postprocess import Outputs, detections_from_outputs
 from ullage.runtime.results import Boxes, Results
 from ullage.runtime.sources import Frame, Source, open_source
 
 Precision = Literal["fp32", "fp16", "bf16"]
+DEFAULT_SIDE = 640
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -41,7 +43,22 @@ class Predictor(Protocol):
         """Sides of the input must be multiples of this."""
         ...
 
-    def __call__(self, images_B3HW: torch.Tensor) -> RawDetections:
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Size of the input when the user names none."""
+        ...
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether ``size_hw`` is the only size that is taken."""
+        ...
+
+    @property
+    def suppression(self) -> Suppression | None:
+        """Thresholds that are fixed inside; None when every anchor is returned."""
+        ...
+
+    def __call__(self, images_B3HW: torch.Tensor) -> Outputs:
         """Run uint8 RGB images on the host through the network; returns when the result is there."""
         ...
 
@@ -94,6 +111,21 @@ class TorchPredictor:
         """Sides of the input must be multiples of this."""
         return self._stride
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Size of the input when the user names none."""
+        return DEFAULT_SIDE, DEFAULT_SIDE
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether that is the only size: a network takes every multiple of its stride."""
+        return False
+
+    @property
+    def suppression(self) -> Suppression | None:
+        """Thresholds inside: none, every anchor is returned."""
+        return None
+
     def __call__(self, images_B3HW: torch.Tensor) -> RawDetections:
         """Run uint8 RGB images on the host through the network; returns when the result is there.
 
@@ -124,7 +156,7 @@ def predict(
     predictor: Predictor,
     *,
     source: Any,
-    imgsz: int | tuple[int, int] = 640,
+    imgsz: int | tuple[int, int] | None = None,
     conf: float = 0.25,
     iou: float = 0.7,
     max_det: int = 300,
@@ -140,7 +172,7 @@ def predict(
         predictor: What runs the network.
         source: What ``open_source`` accepts, or what it returned.
         imgsz: Length that the longer side is resized to, the shorter following and padded to the stride; or (h, w),
-            into which every image is fitted.
+            into which every image is fitted. None: the predictor's own size.
         conf: Boxes whose score is not above this are dropped.
         iou: Of two boxes of one class that overlap more than this, the better stays.
         max_det: At most this many boxes an image.
@@ -155,9 +187,7 @@ def predict(
         ConfigError: A size is not a multiple of the stride, a number is out of range, or a class does not exist.
         DataError: The source is missing or cannot be read.
     """
-    sizes = (imgsz,) if isinstance(imgsz, int) else imgsz
-    if len(sizes) not in (1, 2) or any(size < 1 or size % predictor.stride for size in sizes):
-        raise ConfigError(f"imgsz={imgsz} is not allowed; sizes must be multiples of {predictor.stride}")
+    imgsz = input_size(predictor, imgsz)
     for name, value, allowed in (
         ("conf", conf, 0 <= conf < 1), ("iou", iou, 0 < iou <= 1), ("max_det", max_det, max_det >= 1),
         ("batch", batch, batch >= 1),
@@ -169,15 +199,60 @@ def predict(
         raise ConfigError(
             f"classes={list(classes or ())}: there is no class {unknown[0]}; ids go to {len(predictor.names) - 1}"
         )
+    check_suppression(predictor, conf=conf, iou=iou, max_det=max_det, class_agnostic=class_agnostic)
     keep = None if classes is None else torch.tensor(list(classes), dtype=torch.int64)
     frames = source if isinstance(source, Source) else open_source(source)
 
-    def select(raw: RawDetections) -> list[Detections]:
-        return detections_from_raw(
-            raw, conf=conf, iou=iou, max_det=max_det, classes=keep, class_agnostic=class_agnostic
+    def select(outputs: Outputs) -> list[Detections]:
+        return detections_from_outputs(
+            outputs, conf=conf, iou=iou, max_det=max_det, classes=keep, class_agnostic=class_agnostic
         )
 
     return _run(predictor, frames, imgsz, batch, select)
+
+
+def input_size(predictor: Predictor, imgsz: int | tuple[int, int] | None) -> int | tuple[int, int]:
+    """Check a size that the user asked for; None is the predictor's own.
+
+    Returns:
+        The length of the longer side, or (h, w) when every image is fitted into exactly that.
+
+    Raises:
+        ConfigError: It is not a multiple of the stride, or the predictor takes another size only.
+    """
+    own = predictor.size_hw
+    if predictor.fixed_size:
+        if imgsz is not None and imgsz != own and imgsz != max(own):
+            height, width = own
+            raise ConfigError(
+                f"imgsz={imgsz} was asked for, but the exported file takes {height}x{width} only: leave imgsz out, or "
+                "export it with dynamic=True"
+            )
+        return own
+    if imgsz is None:
+        return own[0] if own[0] == own[1] else own
+    sizes = (imgsz,) if isinstance(imgsz, int) else imgsz
+    if len(sizes) not in (1, 2) or any(size < 1 or size % predictor.stride for size in sizes):
+        raise ConfigError(f"imgsz={imgsz} is not allowed; sizes must be multiples of {predictor.stride}")
+    return imgsz
+
+
+def check_suppression(predictor: Predictor, *, conf: float, iou: float, max_det: int, class_agnostic: bool) -> None:
+    """Refuse thresholds that a file which suppresses by itself cannot meet.
+
+    Raises:
+        ConfigError: Boxes are asked for that the file has dropped already, or another overlap.
+    """
+    inside = predictor.suppression
+    if inside is None:
+        return
+    if conf < inside.conf or iou != inside.iou or max_det > inside.max_det or class_agnostic:
+        asked = f"conf={conf:g} iou={iou:g} max_det={max_det}" + (" agnostic_nms=True" if class_agnostic else "")
+        raise ConfigError(
+            f"{asked} was asked for, but the file suppresses by itself with conf={inside.conf:g} iou={inside.iou:g} "
+            f"max_det={inside.max_det}: ask for no lower conf, the same iou and no more boxes, or export it with "
+            "nms=False"
+        )
 
 
 def _run(
@@ -185,15 +260,15 @@ def _run(
     frames: Iterable[Frame],
     imgsz: int | tuple[int, int],
     batch: int,
-    select: Callable[[RawDetections], list[Detections]],
+    select: Callable[[Outputs], list[Detections]],
 ) -> Iterator[Results]:
     for group in _groups(frames, batch):
         marks = [time.perf_counter()]
         images_B3HW, letterboxes = _to_batch(group, imgsz, predictor.stride)
         marks.append(time.perf_counter())
-        raw = predictor(images_B3HW)
+        outputs = predictor(images_B3HW)
         marks.append(time.perf_counter())
-        found = [_to_original(one, letterbox) for one, letterbox in zip(select(raw), letterboxes, strict=True)]
+        found = [_to_original(one, letterbox) for one, letterbox in zip(select(outputs), letterboxes, strict=True)]
         marks.append(time.perf_counter())
         speed = {
             name: (stop - start) * 1000 / len(group)

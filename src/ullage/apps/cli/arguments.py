@@ -13,6 +13,7 @@ VERBS = {
     "train": "train a detector, or go on with an interrupted run",
     "val": "judge a detector on a data set",
     "predict": "find objects in images and videos",
+    "export": "write a detector for another runtime, and prove that it computes the same",
     "plan": "predict what a training needs, and make it fit a budget",
     "data": "check a data set, or write it in another format",
     "demo": "train, judge and use a small detector on data that ships with the package",
@@ -21,7 +22,7 @@ ACTIONS = {
     "check": "count everything, decode every image, list every problem",
     "convert": "write a data set in another format, cleaned",
 }
-LATER = ("export", "doctor", "studio", "bench")
+LATER = ("doctor", "studio", "bench")
 TASKS = ("detect", "segment", "pose", "classify", "obb")
 _PAIR = re.compile(r"-{0,2}([A-Za-z][\w-]*)=(.*)", re.DOTALL)
 _OPTION = re.compile(r"--([A-Za-z][\w-]*)")

@@ -18,6 +18,10 @@ _EXAMPLES = {
     ),
     "val": (f"ullage val {_BEST} data=demo imgsz=320",),
     "predict": (f"ullage predict {_BEST} source=pictures/ save",),
+    "export": (
+        f"ullage export {_BEST} format=onnx dynamic",
+        f"ullage export {_BEST} format=openvino int8 data=my_data.yaml",
+    ),
     "plan": (
         "ullage plan model=yolov12l batch=256 imgsz=640 memory=8GB",
         "ullage plan model=yolo11s device=cpu memory=2GB data=my_data.yaml",

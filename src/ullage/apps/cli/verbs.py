@@ -10,7 +10,7 @@ from ullage.apps.cli.arguments import Call
 from ullage.apps.cli.demo import DEMO_FIXED, DEMO_SETTINGS, run_demo
 from ullage.apps.cli.help import data_overview, verb_help
 from ullage.apps.cli.watch import RunWatch
-from ullage.config import PredictConfig, TrainConfig, ValConfig, VerbConfig
+from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig, VerbConfig
 from ullage.config.base import read_settings
 from ullage.config.tools import DataCheckConfig, DataConvertConfig, PlanConfig
 from ullage.errors import ConfigError, StorageError, nearest
@@ -21,6 +21,7 @@ _CONFIGS: dict[str, type[VerbConfig]] = {
     "train": TrainConfig,
     "val": ValConfig,
     "predict": PredictConfig,
+    "export": ExportConfig,
     "plan": PlanConfig,
     "demo": TrainConfig,
     "data check": DataCheckConfig,
@@ -54,6 +55,8 @@ def run_verb(call: Call, watch: RunWatch) -> None:
         _val(settings(call, ValConfig))
     elif name == "predict":
         _predict(settings(call, PredictConfig))
+    elif name == "export":
+        _export(settings(call, ExportConfig))
     elif name == "plan":
         _plan(settings(call, PlanConfig))
     elif name == "demo":
@@ -120,6 +123,15 @@ def _predict(config: PredictConfig) -> None:
             print(f"{result.path}{frame}: {height}x{width}, {result}, {sum(result.speed.values()):.1f} ms", flush=True)
     if prediction.save_dir is not None:
         print(f"{count} {'frames' if prediction.is_stream else 'images'} done, saved in {prediction.save_dir}")
+
+
+def _export(config: ExportConfig) -> None:
+    from ullage import api
+
+    result = api.export(config)
+    if config.export.verbose:
+        print(result.report)
+    print(f"the file is {result.path}, its report {result.page}")
 
 
 def _plan(config: PlanConfig) -> None:
