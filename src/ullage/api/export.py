@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,10 +20,10 @@ from ullage.data.index import DetectionSet
 from ullage.data.loader import EvalLoader
 from ullage.data.source import open_dataset
 from ullage.errors import ConfigError, ExportParityError, StorageError
-from ullage.export.graph import ExportGraph
+from ullage.export.openvino_file import CALIBRATION_IMAGES
 from ullage.export.proof import Comparison, compare, failures, letterboxed
 from ullage.export.report import ExportReport, write_report
-from ullage.export.writers import FORMATS, Format
+from ullage.export.writers import FORMATS, Format, Order
 from ullage.runtime.file_info import FileInfo
 from ullage.runtime.file_predictor import FilePredictor
 from ullage.runtime.open_file import open_exported
@@ -77,8 +78,8 @@ def export(config: ExportConfig, *, model: LoadedModel | None = None) -> ExportR
     network = TorchPredictor(model.network, names=model.names, device=device)
     with _beside(target) as folder:
         written = Path(folder) / target.name
-        form.write(ExportGraph(model.network, half=settings.half), info, written, settings)
-        file = open_exported(written, device=None if config.device.device is None else str(device))
+        form.write(Order(model.network, info, written, settings, partial(_calibration, settings, info)))
+        file = open_exported(written, device="cpu" if device.type == "cpu" else None)
         report = _prove(settings, network, file, judged, name=target.name, written=written, form=form)
         if report.failures:
             page = write_report(report, target)
@@ -140,6 +141,18 @@ def _put(written: Path, target: Path) -> None:
         written.replace(target)
     except OSError as error:
         raise StorageError(f"cannot write '{target}': {error.strerror or error}") from None
+
+
+def _calibration(settings: ExportSettings, info: FileInfo) -> Iterator[np.ndarray]:
+    """Yield batches of training images as the file will see them, float32 in [0, 1]."""
+    assert settings.data is not None  # int8 without data is refused with the settings
+    dataset = open_dataset(settings.data, split="train")
+    chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), CALIBRATION_IMAGES)).round().astype(int)
+    for start in range(0, len(chosen), info.batch):
+        # A file of a fixed batch takes full ones only: the last is filled up from the beginning.
+        rows = [chosen[(start + offset) % len(chosen)] for offset in range(info.batch)]
+        pixels = letterboxed([read_image(dataset.paths[row]) for row in rows], info.size_hw)
+        yield pixels.contiguous().float().div_(255).numpy()
 
 
 def _prove(

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
 
 from ullage.config import ExportSettings
 from ullage.export.graph import ExportGraph
 from ullage.export.onnx_file import OPSET, write_onnx
+from ullage.export.openvino_file import write_openvino
 from ullage.runtime.file_info import FileInfo
+from ullage.runtime.open_file import OPENVINO_FOLDER
 
-Writer = Callable[[ExportGraph, FileInfo, Path, ExportSettings], None]
+Writer = Callable[["Order"], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be written.
+
+    Attributes:
+        network: The network; it is not changed.
+        info: What the file will say of itself.
+        path: The file or folder to make.
+        settings: As the user gave them.
+        calibration: Makes float32 batches in [0, 1] of real images, for int8.
+    """
+
+    network: nn.Module
+    info: FileInfo
+    path: Path
+    settings: ExportSettings
+    calibration: Callable[[], Iterable[np.ndarray[Any, Any]]]
+
+    @property
+    def opset(self) -> int:
+        """Version of the ONNX operators."""
+        return self.settings.opset or OPSET
 
 
 @dataclass(frozen=True)
@@ -29,8 +59,18 @@ class Format:
     libraries: tuple[str, ...]
 
 
-def _onnx(graph: ExportGraph, info: FileInfo, path: Path, settings: ExportSettings) -> None:
-    write_onnx(graph, info, path, opset=settings.opset or OPSET)
+def _onnx(order: Order) -> None:
+    graph = ExportGraph(order.network, half=order.settings.half)
+    write_onnx(graph, order.info, order.path, opset=order.opset)
 
 
-FORMATS: dict[str, Format] = {"onnx": Format(".onnx", _onnx, ("onnx", "onnxruntime"))}
+def _openvino(order: Order) -> None:
+    # OpenVINO halves the weights itself: a graph in float16 would run through conversions on CPUs.
+    calibration = order.calibration() if order.settings.int8 else None
+    write_openvino(ExportGraph(order.network), order.info, order.path, opset=order.opset, calibration=calibration)
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(".onnx", _onnx, ("onnx", "onnxruntime")),
+    "openvino": Format(OPENVINO_FOLDER, _openvino, ("onnx", "onnxruntime", "openvino")),
+}
