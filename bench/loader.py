@@ -72,7 +72,7 @@ def measure_alone(options: argparse.Namespace) -> None:
                 speeds = [_epoch(loader, epoch) for epoch in range(options.rounds + 1)][1:]
                 print(
                     f"loader imgsz={imgsz} mosaic={mosaic:g} workers={workers} cache={options.cache}: "
-                    f"{statistics.median(speeds):.0f} images/s"
+                    f"{statistics.median(speeds):.0f} images/s; {loader.spent()}"
                 )
                 loader.close()
 
@@ -87,6 +87,7 @@ def answer(options: argparse.Namespace) -> None:
     for epoch, _ in enumerate(sys.stdin, 1):
         speed = _epoch(loader, epoch)
         print(json.dumps({"speed": speed, "workers": children_memory()}), flush=True)
+    print(loader.spent(), file=sys.stderr)
     loader.close()
 
 
@@ -109,7 +110,7 @@ def compare(case: dict[str, Any], python: Path, rounds: int) -> str:
     here = Path(__file__).resolve().parent
     flags = [word for key, value in case.items() for word in (f"--{key}", str(value))]
     ours = Answering([sys.executable, str(here / "loader.py"), "answer", *flags])
-    theirs = Answering([str(python), str(here / "peers" / "ultralytics_loader.py"), *flags])
+    theirs = Answering([str(python), str(here / "peers" / "ultralytics_loader.py"), *flags], errors=subprocess.DEVNULL)
     with ours, theirs:
         pairs = [(ours.ask(), theirs.ask()) for _ in range(rounds)]
     ratios = sorted(a["speed"] / b["speed"] for a, b in pairs)
@@ -126,10 +127,10 @@ def compare(case: dict[str, Any], python: Path, rounds: int) -> str:
 class Answering:
     """A program that makes an epoch for each line that it is sent."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], *, errors: int | None = None) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             env=environment,
         )  # fmt: skip
         self.program = self._read()["program"]

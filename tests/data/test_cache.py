@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import warnings
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import pytest
 from painted_sets import make_set, write_set
 
 import ullage.data.cache as cache_module
-from ullage.data.cache import RECENT_BYTES, ImageStore, cache_folder, free_ram_bytes
+from ullage.data.cache import ImageStore, cache_folder, free_ram_bytes
 from ullage.data.decode import read_image
+from ullage.data.recent import RecentImages
+from ullage.data.shared import start_method
 from ullage.errors import ConfigError, DataError, StorageError
 
 
@@ -133,16 +137,89 @@ def test_a_full_disk_is_named(dataset, monkeypatch):
         store.get(0)
 
 
-def test_recent_images_stay_within_their_bound(tmp_path, monkeypatch):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_recent_images_stay_within_their_bound(tmp_path, monkeypatch, processes):
     dataset = write_set(tmp_path / "data", count=12)
-    store = ImageStore(dataset, side=64, processes=2)
-    assert store._recent_limit == RECENT_BYTES // 2
-    store._recent_limit = 30_000
-    for i in [*range(12), 11, 10]:
-        store.get(i)
-        assert sum(image.nbytes for image in store._recent.values()) == store._recent_bytes <= 30_000
-    monkeypatch.setattr(cache_module, "read_image", no_decoding)
-    store.get(10)  # used a moment ago
+    monkeypatch.setattr(cache_module, "RECENT_BYTES", 40_000)  # three slots of the largest image
+    store = ImageStore(dataset, side=64, processes=processes)
+    assert store._recent is not None
+    assert not store._recent.holds_all
+    kept = all_images(store, count=12)
+    assert store.decoded == 12
+    assert store._recent.indices() == [9, 10, 11]
+    assert store._recent._starts.tolist() == [0, 12288, 24576]
+    for i in (10, 9, 11, 10):
+        np.testing.assert_array_equal(store.get(i), kept[i])
+    assert store.decoded == 12  # used a moment ago
+    np.testing.assert_array_equal(store.get(0), kept[0])
+    assert store._recent.indices() == [0, 10, 11]  # 9 was the one used least recently
+    assert store.decoded == 13
+
+
+def test_a_set_that_fits_is_decoded_once(dataset):
+    store = ImageStore(dataset, side=64)
+    first = all_images(store)
+    for a, b in zip(first, all_images(store), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert store.decoded == 7
+
+
+def test_without_reuse_a_large_set_is_not_kept(dataset, monkeypatch):
+    monkeypatch.setattr(cache_module, "RECENT_BYTES", 40_000)
+    store = ImageStore(dataset, side=64, reuse=False)
+    assert store._recent is None
+    all_images(store)
+    all_images(store)
+    assert store.decoded == 14
+
+
+def _fill(recent: RecentImages, images: list[np.ndarray]) -> None:
+    for i, image in enumerate(images):
+        if recent.get(i, image.shape) is None:
+            recent.put(i, image)
+    for _ in range(200):  # keep reading one, so that the others never find it half written
+        for i, image in enumerate(images):
+            found = recent.get(i, image.shape)
+            assert found is None or (found == image).all()
+            if found is None:
+                assert (recent.put(i, image) == image).all()
+
+
+@pytest.mark.skipif(start_method() != "fork", reason="processes are not forked here")
+@pytest.mark.parametrize("limit", [10 * 4096, 3 * 4096])
+def test_processes_share_recent_images_and_never_see_a_half_written_one(limit):
+    images = [np.full((8, 32, 3), i, np.uint8) for i in range(10)]
+    recent = RecentImages(np.full(10, 768), limit=limit, shared=True)
+    assert recent.holds_all
+    slotted = RecentImages(np.array([4000] * 10), limit=limit, shared=True)
+    for each in (recent, slotted):
+        each.put(0, images[0])
+        context = multiprocessing.get_context("fork")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This process .* is multi-threaded", category=DeprecationWarning)
+            processes = [context.Process(target=_fill, args=(each, images)) for _ in range(3)]
+            for process in processes:
+                process.start()
+        for process in processes:
+            process.join(timeout=120)
+        assert [process.exitcode for process in processes] == [0, 0, 0]
+        here = each.indices()
+        assert len(here) == (10 if each.holds_all or limit > 10 * 4095 else 3)
+        for i in here:
+            np.testing.assert_array_equal(each.get(i, (8, 32, 3)), images[i])
+
+
+def test_an_image_that_is_read_is_not_overwritten():
+    recent = RecentImages(np.array([5000, 5000, 5000]), limit=8192, shared=False)  # one slot
+    first = recent.put(0, np.full((10, 10, 3), 7, np.uint8))
+    readers = recent._columns()[1]
+    readers[0] += 1  # another process reads it
+    image = np.full((10, 10, 3), 9, np.uint8)
+    assert recent.put(1, image) is image
+    assert (first == 7).all()
+    recent.forget_readers()
+    assert recent.put(1, image) is not image
+    assert (first == 9).all()
 
 
 def test_an_image_that_changed_its_size_is_named(tmp_path):

@@ -244,7 +244,8 @@ def test_a_worker_that_dies_is_reported(dataset):
     loader = train_loader(dataset, workers=1, batch=1)
     batches = loader.epoch(0, epochs=9)
     next(batches)
-    (worker,) = loader._pool._started()._iterator._workers  # pyright: ignore
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"a loader process died .*fewer workers"):
         list(batches)

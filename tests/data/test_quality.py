@@ -14,7 +14,6 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
 from quality import compare, psnr, supersampled  # noqa: E402  # pyright: ignore[reportMissingImports]
-
 from ullage.data.recipe import Tile  # noqa: E402
 
 SIZES = ((96, 128), (128, 96), (128, 120), (90, 128))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from ullage.config.base import Section
@@ -24,3 +26,6 @@ class AugmentSettings(Section):
     mixup: float = Field(default=0.0, ge=0, le=1, description="probability of blending two images")
     copy_paste: float = Field(default=0.0, ge=0, le=1, description="probability of pasting objects from another image")
     close_mosaic: int = Field(default=10, ge=0, description="last epochs without mosaic, mixup and copy-paste")
+    partners: Literal["window", "all"] = Field(
+        default="window", description="take mosaic and mixup partners from images due shortly before, or from all"
+    )

@@ -1,13 +1,14 @@
 """Draw the augmentation of a sample, and carry its boxes along.
 
-A sample's augmentation depends on (seed, epoch, index) alone: not on the batch, the worker or the order. Sizes are
-drawn as fractions, so that the same draw serves every image size.
+A sample's augmentation depends on (seed, epoch, index) alone, through the order of the epoch that (seed, epoch) give:
+not on the batch, the worker or the machine. Sizes are drawn as fractions, so that one draw serves every image size.
 
 Shape letters: N boxes of one image or one canvas, M other boxes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,27 +47,36 @@ def settings_at(settings: AugmentSettings, *, epoch: int, epochs: int) -> Augmen
 
 
 def sample_recipe(
-    dataset: DetectionSet, *, index: int, size_hw: tuple[int, int], settings: AugmentSettings, seed: int, epoch: int
+    dataset: DetectionSet,
+    *,
+    index: int,
+    size_hw: tuple[int, int],
+    settings: AugmentSettings,
+    seed: int,
+    epoch: int,
+    partners: Sequence[int] | None = None,
 ) -> Recipe:
     """Draw the augmentation of one sample.
 
     Args:
         dataset: Sizes and boxes; no image is read.
-        index: The image that the sample is about; partners for mosaic, mixup and copy-paste are drawn from the set.
+        index: The image that the sample is about.
         size_hw: Size of the canvas.
         settings: Settings of this epoch, see ``settings_at``.
         seed: Seed of the run.
         epoch: 0-based.
+        partners: Images that mosaic, mixup and copy-paste take, each with the same chance; None means the whole set.
     """
+    partners = range(len(dataset)) if partners is None else partners
     rng = np.random.Generator(np.random.PCG64([_SAMPLE_STREAM, seed, epoch, index]))
     hsv = _sample_hsv(rng, settings)
     mixes, pastes = rng.random(2) < (settings.mixup, settings.copy_paste)
-    first = _sample_layer(rng, dataset, index, size_hw, settings)
+    first = _sample_layer(rng, dataset, index, partners, size_hw, settings)
     if pastes:
-        first += _sample_pastes(rng, dataset, first, size_hw, settings)
+        first += _sample_pastes(rng, dataset, _draw_from(rng, partners), first, size_hw, settings)
     if not mixes:
         return Recipe(size_hw, (first,), hsv=hsv)
-    second = _sample_layer(rng, dataset, int(rng.integers(len(dataset))), size_hw, settings)
+    second = _sample_layer(rng, dataset, _draw_from(rng, partners), partners, size_hw, settings)
     return Recipe(size_hw, (first, second), float(rng.beta(MIXUP_BETA, MIXUP_BETA)), hsv)
 
 
@@ -157,7 +167,12 @@ def _sample_hsv(rng: np.random.Generator, settings: AugmentSettings) -> Hsv | No
 
 
 def _sample_layer(
-    rng: np.random.Generator, dataset: DetectionSet, index: int, size_hw: tuple[int, int], settings: AugmentSettings
+    rng: np.random.Generator,
+    dataset: DetectionSet,
+    index: int,
+    partners: Sequence[int],
+    size_hw: tuple[int, int],
+    settings: AugmentSettings,
 ) -> tuple[Tile, ...]:
     mosaic = bool(rng.random() < settings.mosaic)
     view = sample_view(rng, settings=settings, size_hw=size_hw, mosaic=mosaic)
@@ -165,15 +180,16 @@ def _sample_layer(
         return (_single(dataset, index, view, size_hw),)
     meet_xy = sample_meeting_point(rng, size_hw)
     quarters = rng.permutation(4)  # the image that the sample is about takes any of the four places
-    members = [index, *rng.integers(len(dataset), size=3)]
+    members = [index, *(partners[place] for place in rng.integers(len(partners), size=3).tolist())]
     view_33 = view.matrix(size_hw)
     return tuple(
-        _tile(
-            int(member),
-            view_33 @ place_mosaic(dataset.size_hw(int(member)), size_hw, quarter=int(quarter), meet_xy=meet_xy),
-        )
+        _tile(member, view_33 @ place_mosaic(dataset.size_hw(member), size_hw, quarter=int(quarter), meet_xy=meet_xy))
         for member, quarter in zip(members, quarters, strict=True)
     )
+
+
+def _draw_from(rng: np.random.Generator, partners: Sequence[int]) -> int:
+    return partners[int(rng.integers(len(partners)))]
 
 
 def _single(dataset: DetectionSet, index: int, view: View, size_hw: tuple[int, int]) -> Tile:
@@ -187,6 +203,7 @@ def _tile(index: int, matrix_33: Array, box: int | None = None) -> Tile:
 def _sample_pastes(
     rng: np.random.Generator,
     dataset: DetectionSet,
+    donor: int,
     layer: tuple[Tile, ...],
     size_hw: tuple[int, int],
     settings: AugmentSettings,
@@ -197,7 +214,6 @@ def _sample_pastes(
     less than 30 % of any object below them; each must itself be in view, and may hold next to nothing of another
     object, crowds included: nothing arrives without its label. At most 20 objects are pasted.
     """
-    donor = int(rng.integers(len(dataset)))
     view = sample_view(rng, settings=settings, size_hw=size_hw, mosaic=False)
     tile = _single(dataset, donor, view, size_hw)
     labels = dataset.labels(donor)

@@ -3,7 +3,7 @@
 Every image is kept at its *base size*: its longer side is the training size, or its own where that is smaller. A sample
 is drawn from base images whatever the cache, so the cache changes the speed and never the pixels.
 
-- ``False``: the images used last stay in memory, up to 256 MB over all loader processes.
+- ``False``: the images used last stay in memory, up to 200 MB, which the loader processes share.
 - ``"ram"``: all of them, in one block of memory that the loader processes share.
 - ``"disk"``: as files in the cache folder of the platform, never in the user's data folder.
 """
@@ -14,8 +14,8 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +27,8 @@ import torch
 
 from ullage.data.decode import read_image
 from ullage.data.index import DetectionSet
+from ullage.data.recent import RECENT_BYTES, RecentImages
+from ullage.data.resample import resample
 from ullage.errors import ConfigError, DataError, StorageError
 from ullage.geometry.letterbox import fit
 from ullage.units import format_bytes
@@ -35,7 +37,6 @@ Array = np.ndarray[Any, Any]
 Cache = Literal[False, "ram", "disk"]
 Progress = Callable[[int, int], None]
 
-RECENT_BYTES = 256_000_000
 _RAM_SHARE = 0.8  # of the free memory: the network wants some too
 _DISK_SHARE = 0.9
 _NPY_HEADER_BYTES = 128
@@ -53,6 +54,8 @@ class ImageStore:
         exact: Decode at full size, then average. False allows the decoder to halve JPEGs, which is faster and differs
             by about half a grey level.
         inherited: True when the processes are forked from this one, and so see its memory.
+        reuse: True when images are asked for again within an epoch, as the partners of a mosaic are. Otherwise recent
+            images are kept only where the whole set fits.
 
     Raises:
         ConfigError: The cache would not fit the memory or the disk.
@@ -67,20 +70,23 @@ class ImageStore:
         processes: int = 1,
         exact: bool = False,
         inherited: bool = True,
+        reuse: bool = True,
     ) -> None:
         self._dataset = dataset
         self._side = side
         self._exact = exact
         self._shared_memory = processes > 1 and not inherited
-        self._recent: OrderedDict[int, Array] = OrderedDict()
-        self._recent_bytes = 0
-        self._recent_limit = 0 if cache == "ram" else RECENT_BYTES // max(processes, 1)
+        self._bytes_I = base_bytes(dataset, side)
+        self._recent: RecentImages | None = None
+        if cache != "ram" and (reuse or self._bytes_I.sum() <= RECENT_BYTES):
+            self._recent = RecentImages(self._bytes_I, limit=RECENT_BYTES, shared=processes > 1)
+        self.decoded, self.decode_seconds = 0, 0.0  # by this process
         self._folder = cache_folder() / "images" if cache == "disk" else None
         self._offsets = np.zeros(1, np.int64)
         self._block: torch.Tensor | None = None
         self._wants_block = cache == "ram"
         if cache == "ram":
-            self._offsets = np.concatenate(([0], np.cumsum([self.base_bytes(i) for i in range(len(dataset))])))
+            self._offsets = np.concatenate(([0], np.cumsum(self._bytes_I)))
             _check_ram(int(self._offsets[-1]), len(dataset), side)
         elif self._folder is not None:
             self._check_disk(self._folder)
@@ -91,8 +97,7 @@ class ImageStore:
 
     def base_bytes(self, index: int) -> int:
         """Return the memory that an image takes."""
-        height, width = self.base_size_hw(index)
-        return height * width * 3
+        return int(self._bytes_I[index])
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Fill the memory cache, once; call it before loader processes start. Other caches fill as they are used.
@@ -126,7 +131,7 @@ class ImageStore:
         self._block = block
 
     def get(self, index: int) -> Array:
-        """Return an image at base size, uint8 RGB (H, W, 3). Do not write into it.
+        """Return an image at base size, uint8 RGB (H, W, 3). Do not write into it; the next call may.
 
         Raises:
             DataError: The file is missing, damaged, or no longer the one that the data set was read from.
@@ -135,24 +140,24 @@ class ImageStore:
         if self._block is not None:
             rows = slice(int(self._offsets[index]), int(self._offsets[index + 1]))
             return self._block[rows].numpy().reshape(*self.base_size_hw(index), 3)
-        if index in self._recent:
-            self._recent.move_to_end(index)
-            return self._recent[index]
+        if self._recent is not None:
+            kept = self._recent.get(index, (*self.base_size_hw(index), 3))
+            if kept is not None:
+                return kept
+        began = time.perf_counter()
         image = self._load(index) if self._folder is None else self._load_through(self._folder, index)
-        self._remember(index, image)
-        return image
+        self.decoded += 1
+        self.decode_seconds += time.perf_counter() - began
+        return image if self._recent is None else self._recent.put(index, image)
 
-    def _remember(self, index: int, image: Array) -> None:
-        if image.nbytes > self._recent_limit:
-            return
-        self._recent[index] = image
-        self._recent_bytes += image.nbytes
-        while self._recent_bytes > self._recent_limit:
-            self._recent_bytes -= self._recent.popitem(last=False)[1].nbytes
+    def forget_readers(self) -> None:
+        """Call when no other process uses this store: what processes that ended were reading may be overwritten."""
+        if self._recent is not None:
+            self._recent.forget_readers()
 
     def _load(self, index: int) -> Array:
         path, size_hw, base_hw = self._dataset.paths[index], self._dataset.size_hw(index), self.base_size_hw(index)
-        image = read_image(path, at_least_hw=None if self._exact else base_hw)
+        image = read_image(path, at_least_hw=None if self._exact else base_hw, size_hw=size_hw)
         found_hw = image.shape[:2]
         if found_hw not in [tuple(side // factor for side in size_hw) for factor in (1, 2, 4, 8)]:
             raise DataError(
@@ -160,7 +165,10 @@ class ImageStore:
                 "set was read; start again, so that its boxes fit"
             )
         if found_hw != base_hw:
-            image = cv2.resize(image, (base_hw[1], base_hw[0]), interpolation=cv2.INTER_AREA)
+            # What is judged is averaged exactly as prediction does it.
+            if self._exact:
+                return cv2.resize(image, base_hw[::-1], interpolation=cv2.INTER_AREA)
+            image = resample(image, base_hw)
         return image
 
     def _load_through(self, folder: Path, index: int) -> Array:
@@ -212,6 +220,15 @@ class ImageStore:
                 f"cache='disk' needs {format_bytes(need)} for {len(missing)} images at {self._side} px, but {folder} "
                 f"has {format_bytes(free)} free; use cache=False, or set XDG_CACHE_HOME to a larger disk"
             )
+
+
+def base_bytes(dataset: DetectionSet, side: int) -> Array:
+    """Return the memory that each image takes at base size, int64."""
+    if len(dataset) == 0:
+        return np.zeros(0, np.int64)
+    kinds_K2, kind_I = np.unique(dataset.sizes_hw_I2, axis=0, return_inverse=True)
+    resized = [fit((int(h), int(w)), (side, side), upscale=False).resized_hw for h, w in kinds_K2]
+    return np.array([3 * h * w for h, w in resized], np.int64)[kind_I.reshape(-1)]
 
 
 def cache_folder() -> Path:

@@ -33,6 +33,9 @@ _DAMAGE = (
     zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 _JPEG, _BMP, _PNG = b"\xff\xd8\xff", b"BM", b"\x89PNG\r\n\x1a\n"
+# Older versions of OpenCV only decode to blue, green, red.
+_COLOUR_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)
+_COLOUR = cv2.IMREAD_COLOR if _COLOUR_RGB is None else _COLOUR_RGB
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 _ORIENTATION_TAG, _TIFF_WIDTH_TAG = 0x0112, 0x0100
 # EXIF orientation -> what makes the picture upright.
@@ -47,7 +50,9 @@ _UPRIGHT = {
 }
 
 
-def read_image(path: str | Path, *, at_least_hw: tuple[int, int] | None = None) -> Array:
+def read_image(
+    path: str | Path, *, at_least_hw: tuple[int, int] | None = None, size_hw: tuple[int, int] | None = None
+) -> Array:
     """Read an image file.
 
     Args:
@@ -55,6 +60,7 @@ def read_image(path: str | Path, *, at_least_hw: tuple[int, int] | None = None) 
         at_least_hw: Allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, where both sides divide and the result
             is no smaller than this. That costs a third to a half of the time, and differs from a full decode
             that is then averaged by about half a grey level.
+        size_hw: The image's size where it is known; spares reading the header twice.
 
     Returns:
         uint8 RGB, (H, W, 3), contiguous.
@@ -63,7 +69,7 @@ def read_image(path: str | Path, *, at_least_hw: tuple[int, int] | None = None) 
         DataError: The file is missing, no image, damaged, or of a kind that cannot become RGB.
     """
     data = _read_bytes(path)
-    image = _decode_fast(data, at_least_hw)
+    image = _decode_fast(data, at_least_hw, size_hw)
     return _decode_thorough(data, path) if image is None else image
 
 
@@ -95,14 +101,14 @@ def _read_bytes(path: str | Path) -> bytes:
     return data
 
 
-def _decode_fast(data: bytes, at_least_hw: tuple[int, int] | None) -> Array | None:
+def _decode_fast(data: bytes, at_least_hw: tuple[int, int] | None, size_hw: tuple[int, int] | None) -> Array | None:
     """Decode with OpenCV what it decodes well; None leaves the file to Pillow."""
-    flags = cv2.IMREAD_COLOR
+    flags = _COLOUR
     if data.startswith(_JPEG):
         if b"\xff\xd9" not in data[-64:]:
             return None  # no end marker: truncated, or something is appended. Only Pillow tells which.
         if at_least_hw is not None:
-            flags = _reduced_flags(data, at_least_hw)
+            flags = _reduced_flags(data, at_least_hw, size_hw)
     elif data.startswith(_PNG):
         if not _plain_png(data):
             return None
@@ -112,7 +118,9 @@ def _decode_fast(data: bytes, at_least_hw: tuple[int, int] | None) -> Array | No
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # for example more pixels than OpenCV allows
         return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    if image is None or flags == _COLOUR_RGB:
+        return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def _plain_png(data: bytes) -> bool:
@@ -141,22 +149,26 @@ def _png_is_whole(data: bytes) -> bool:
     return False
 
 
-def _reduced_flags(data: bytes, at_least_hw: tuple[int, int]) -> int:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                if _lies_down(image):
-                    width, height = height, width
-    except _DAMAGE:
-        return cv2.IMREAD_COLOR
+def _reduced_flags(data: bytes, at_least_hw: tuple[int, int], size_hw: tuple[int, int] | None) -> int:
+    height, width = size_hw or _stated_size(data)
     for factor, flags in _REDUCED.items():
         # Sides that do not divide would be stretched by part of a pixel, and boxes would be off by it.
         divides = height % factor == 0 and width % factor == 0
         if divides and height >= factor * at_least_hw[0] and width >= factor * at_least_hw[1]:
             return flags
-    return cv2.IMREAD_COLOR
+    return _COLOUR
+
+
+def _stated_size(data: bytes) -> tuple[int, int]:
+    """Return the upright (h, w) that a file's header states; (1, 1) when it is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                return (width, height) if _lies_down(image) else (height, width)
+    except _DAMAGE:
+        return 1, 1
 
 
 def _decode_thorough(data: bytes, path: str | Path) -> Array:

@@ -8,6 +8,7 @@ Shape letters: B batch, H, W canvas, C channels, G boxes of the batch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,9 +21,11 @@ from ullage.data.augment import sample_recipe, settings_at
 from ullage.data.batch import Batch
 from ullage.data.cache import Cache, ImageStore, Progress
 from ullage.data.index import DetectionSet
-from ullage.data.order import BatchKey, eval_keys, train_keys
-from ullage.data.pool import BatchPool, Parts, check_shared_memory, default_workers, start_method
+from ullage.data.order import BatchKey, eval_keys, partner_window, train_keys
+from ullage.data.pool import BatchPool, Parts, Pass, check_shared_memory, default_workers
 from ullage.data.render import render
+from ullage.data.shared import start_method
+from ullage.data.spent import Spent
 from ullage.errors import ConfigError, DataError
 from ullage.geometry.labels import Labels
 from ullage.geometry.letterbox import Letterbox, fit
@@ -75,11 +78,23 @@ class TrainLoader:
         self._batch, self._imgsz, self._seed, self._rect, self._sizes = batch, imgsz, seed, rect, sizes
         side = imgsz if sizes is None else sizes[1]
         workers = _count_workers(workers, dataset, batch, side, device_type)
+        mixes = augment.mosaic > 0 or augment.mixup > 0 or augment.copy_paste > 0
+        self._window = partner_window(side) if mixes and augment.partners == "window" else None
         self._store = ImageStore(
-            dataset, side=side, cache=cache, processes=max(workers, 1), inherited=start_method() == "fork"
+            dataset,
+            side=side,
+            cache=cache,
+            processes=max(workers, 1),
+            inherited=start_method() == "fork",
+            reuse=self._window is not None,
         )
-        make = _MakeTrain(dataset, self._store, augment, seed)
-        self._pool = BatchPool(make, workers=workers, pin=_pins(device_type))
+        self._pool = BatchPool(
+            _MakeTrain(dataset, self._store, augment, seed),
+            workers=workers,
+            pin=_pins(device_type),
+            batch_bytes=min(batch, len(dataset)) * side * side * 3,
+            before_start=self._store.forget_readers,
+        )
 
     def __len__(self) -> int:
         """Return the number of batches an epoch, a short last one included."""
@@ -101,12 +116,20 @@ class TrainLoader:
             DataError: An image cannot be read; the message names the file.
         """
         self._store.prepare()
+        wanted = self._pass(epoch, epochs)
+        for key, parts in zip(wanted.keys.after(start_batch), self._pool.run(wanted, skip=start_batch), strict=True):
+            yield _to_batch(parts, key, ())
+
+    def spent(self) -> Spent:
+        """Return where the time went since the loader was made; subtract an earlier answer for a part of it."""
+        return self._pool.spent
+
+    def _pass(self, epoch: int, epochs: int) -> Pass:
         keys = train_keys(
             self.dataset, batch=self._batch, imgsz=self._imgsz, sizes=self._sizes, rect=self._rect, seed=self._seed,
-            epoch=epoch, epochs=epochs,
-        )[start_batch:]  # fmt: skip
-        for key, parts in zip(keys, self._pool.run(keys), strict=True):
-            yield _to_batch(parts, key, ())
+            epoch=epoch, epochs=epochs, window=self._window,
+        )  # fmt: skip
+        return Pass((epoch, epochs), keys, lambda: self._pass(epoch + 1, epochs) if epoch + 1 < epochs else None)
 
     def close(self) -> None:
         """End the loader processes. The next epoch would start them again."""
@@ -143,8 +166,14 @@ class EvalLoader:
         self.dataset = dataset
         self._keys = eval_keys(dataset, batch=batch, imgsz=imgsz, rect=rect)
         workers = _count_workers(workers, dataset, batch, imgsz, device_type)
-        store = ImageStore(dataset, side=imgsz, processes=max(workers, 1), exact=True)
-        self._pool = BatchPool(_MakeEval(dataset, store), workers=workers, pin=_pins(device_type))
+        store = ImageStore(dataset, side=imgsz, processes=max(workers, 1), exact=True, reuse=False)
+        self._pool = BatchPool(
+            _MakeEval(dataset, store),
+            workers=workers,
+            pin=_pins(device_type),
+            batch_bytes=min(batch, len(dataset)) * imgsz * imgsz * 3,
+            before_start=store.forget_readers,
+        )
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -152,7 +181,8 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Make the batches, always the same ones in the same order; ``Batch.indices`` says which images they hold."""
-        for key, parts in zip(self._keys, self._pool.run(self._keys), strict=True):
+        wanted = Pass((), self._keys, lambda: None)
+        for key, parts in zip(self._keys, self._pool.run(wanted), strict=True):
             yield _to_batch(parts, key, _letterboxes(self.dataset, key))
 
     def close(self) -> None:
@@ -167,16 +197,17 @@ class _MakeTrain:
     augment: AugmentSettings
     seed: int
 
-    def __call__(self, key: BatchKey) -> Parts:
+    def __call__(self, key: BatchKey, images_BHW3: torch.Tensor) -> Parts:
         settings = settings_at(self.augment, epoch=key.epoch, epochs=key.epochs)
-        images_BHW3 = torch.empty(len(key.indices), *key.size_hw, 3, dtype=torch.uint8)
+        clock = _Clock(self.store)
         labels: list[Labels] = []
-        for canvas_HW3, index in zip(images_BHW3.numpy(), key.indices, strict=True):
+        for place, (canvas_HW3, index) in enumerate(zip(images_BHW3.numpy(), key.indices, strict=True)):
             recipe = sample_recipe(
-                self.dataset, index=index, size_hw=key.size_hw, settings=settings, seed=self.seed, epoch=key.epoch
-            )
+                self.dataset, index=index, size_hw=key.size_hw, settings=settings, seed=self.seed, epoch=key.epoch,
+                partners=key.partners(place),
+            )  # fmt: skip
             labels.append(render(recipe, dataset=self.dataset, load=self.store.get, out_HW3=canvas_HW3)[1])
-        return _join(images_BHW3, labels)
+        return _join(images_BHW3, labels, clock)
 
 
 @dataclass(frozen=True)
@@ -184,8 +215,8 @@ class _MakeEval:
     dataset: DetectionSet
     store: ImageStore
 
-    def __call__(self, key: BatchKey) -> Parts:
-        images_BHW3 = torch.empty(len(key.indices), *key.size_hw, 3, dtype=torch.uint8)
+    def __call__(self, key: BatchKey, images_BHW3: torch.Tensor) -> Parts:
+        clock = _Clock(self.store)
         labels: list[Labels] = []
         for canvas_HW3, index, letterbox in zip(
             images_BHW3.numpy(), key.indices, _letterboxes(self.dataset, key), strict=True
@@ -194,19 +225,36 @@ class _MakeEval:
             source = self.dataset.labels(index)
             mapped = Labels(letterbox.forward(source.boxes_xyxy_px_G4), source.class_ids_G, source.crowd_G)
             labels.append(mapped.select(~source.crowd_G))
-        return _join(images_BHW3, labels)
+        return _join(images_BHW3, labels, clock)
 
 
 def _letterboxes(dataset: DetectionSet, key: BatchKey) -> tuple[Letterbox, ...]:
     return tuple(fit(dataset.size_hw(index), key.size_hw) for index in key.indices)
 
 
-def _join(images_BHW3: torch.Tensor, labels: Sequence[Labels]) -> Parts:
+class _Clock:
+    """Tells decoding from drawing: the store knows how long it decoded."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+        self._decoded, self._decode_seconds = store.decoded, store.decode_seconds
+        self._began = time.perf_counter()
+
+    def stop(self, images: int) -> Spent:
+        seconds = time.perf_counter() - self._began
+        decode_seconds = self._store.decode_seconds - self._decode_seconds
+        return Spent(images, self._store.decoded - self._decoded, decode_seconds, seconds - decode_seconds)
+
+
+def _join(images_BHW3: torch.Tensor, labels: Sequence[Labels], clock: _Clock) -> Parts:
+    drawn = clock.stop(len(images_BHW3))
+    began = time.perf_counter()
     counts_B = [len(part) for part in labels]
     boxes_G4 = np.concatenate([part.boxes_xyxy_px_G4 for part in labels]).astype(np.float32, copy=False)
     ids_G = np.concatenate([part.class_ids_G for part in labels]).astype(np.int64)
     index_G = np.repeat(np.arange(len(labels)), counts_B)
-    return Parts(images_BHW3, torch.from_numpy(index_G), torch.from_numpy(ids_G), torch.from_numpy(boxes_G4))
+    tensors = torch.from_numpy(index_G), torch.from_numpy(ids_G), torch.from_numpy(boxes_G4)
+    return Parts(images_BHW3, *tensors, drawn + Spent(collate_seconds=time.perf_counter() - began))
 
 
 def _to_batch(parts: Parts, key: BatchKey, letterboxes: tuple[Letterbox, ...]) -> Batch:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from ullage.config.data import STRIDE
 from ullage.data.index import DetectionSet
+from ullage.data.recent import RECENT_BYTES
 from ullage.geometry.letterbox import tight_size
 
 Array = np.ndarray[Any, Any]
 _ORDER_STREAM, _SIZE_STREAM = 2, 3
+WINDOW, MIN_WINDOW = 128, 16
+_WINDOW_SHARE = 0.8  # of the memory for recent images; the rest is for what other processes are about to need
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,23 @@ class BatchKey:
         epochs: How many epochs the run has.
         indices: The images.
         size_hw: Size of the canvas.
+        nearby: A run of the epoch's order, from which each image takes its partners; empty takes them from the set.
+        windows: For each image the part of ``nearby`` that is its window, as (start, stop).
     """
 
     epoch: int
     epochs: int
     indices: tuple[int, ...]
     size_hw: tuple[int, int]
+    nearby: tuple[int, ...] = ()
+    windows: tuple[tuple[int, int], ...] = ()
+
+    def partners(self, place: int) -> tuple[int, ...] | None:
+        """Return the images that the image at a place of the batch may take partners from; None means all."""
+        if not self.nearby:
+            return None
+        start, stop = self.windows[place]
+        return self.nearby[start:stop]
 
 
 def train_keys(
@@ -42,7 +57,8 @@ def train_keys(
     seed: int,
     epoch: int,
     epochs: int,
-) -> list[BatchKey]:
+    window: int | None = None,
+) -> Keys:
     """Cut an epoch into batches; the last one may be short.
 
     Args:
@@ -54,32 +70,90 @@ def train_keys(
         seed: Seed of the run.
         epoch: 0-based.
         epochs: How many epochs the run has.
+        window: Partners come from the image's window: this many images of the epoch's order, the image itself the last
+            of them, or the first ones of the epoch. None takes them from the whole set.
     """
     rng = np.random.Generator(np.random.PCG64([_ORDER_STREAM, seed, epoch]))
     order = rng.permutation(len(dataset))
+    starts = np.arange(0, len(order), batch)
     if rect:
         order = order[np.argsort(_aspects(dataset)[order], kind="stable")]
-    cuts = [order[start : start + batch] for start in range(0, len(order), batch)]
-    if rect:
+        cuts = [order[start : start + batch] for start in starts]
         cuts = [cuts[i] for i in rng.permutation(len(cuts))]
-    keys: list[BatchKey] = []
-    for number, cut in enumerate(cuts):
-        side = imgsz if sizes is None else _draw_size(sizes, seed, epoch, number)
+        order, starts = np.concatenate(cuts), np.cumsum([0, *map(len, cuts[:-1])])
+
+    def side_of(number: int) -> int:
+        return imgsz if sizes is None else _draw_size(sizes, seed, epoch, number)
+
+    def key_of(number: int) -> BatchKey:
+        start = int(starts[number])
+        cut = order[start : int(starts[number + 1]) if number + 1 < len(starts) else len(order)]
+        side = side_of(number)
         size_hw = tight_batch_size(dataset, cut, side) if rect else (side, side)
-        keys.append(BatchKey(epoch, epochs, tuple(int(i) for i in cut), size_hw))
-    return keys
+        near = ((), ()) if window is None else _nearby(order, start, len(cut), window)
+        return BatchKey(epoch, epochs, tuple(cut.tolist()), size_hw, *near)
+
+    return Keys(len(starts), key_of)
 
 
-def eval_keys(dataset: DetectionSet, *, batch: int, imgsz: int, rect: bool) -> list[BatchKey]:
+class Keys(Sequence[BatchKey]):
+    """The batches of an epoch, each made when it is asked for: a million images need no list of them."""
+
+    def __init__(self, count: int, key_of: Callable[[int], BatchKey], *, first: int = 0) -> None:
+        self._count, self._key_of, self._first = count, key_of, first
+
+    def __len__(self) -> int:
+        return max(self._count - self._first, 0)
+
+    @overload
+    def __getitem__(self, index: int) -> BatchKey: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[BatchKey]: ...
+    def __getitem__(self, index: int | slice) -> BatchKey | Sequence[BatchKey]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        return self._key_of(self._first + index)
+
+    def after(self, count: int) -> Keys:
+        """Return the batches without the first ``count``."""
+        return Keys(self._count, self._key_of, first=self._first + count)
+
+
+def partner_window(side: int) -> int:
+    """Return how many images of an epoch's order a sample takes its partners from: as many as stay in memory.
+
+    Args:
+        side: The largest side of the canvas. It decides alone, so that a sample does not depend on the machine.
+    """
+    return max(min(WINDOW, int(_WINDOW_SHARE * RECENT_BYTES) // (3 * side * side)), MIN_WINDOW)
+
+
+def _nearby(
+    order: Array, position: int, count: int, window: int
+) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Return the run of the order that some images' windows cover, and each window in it."""
+    starts = [
+        min(max(place - window + 1, 0), max(len(order) - window, 0)) for place in range(position, position + count)
+    ]
+    first, last = starts[0], min(starts[-1] + window, len(order))
+    windows = tuple((start - first, min(start + window, len(order)) - first) for start in starts)
+    return tuple(order[first:last].tolist()), windows
+
+
+def eval_keys(dataset: DetectionSet, *, batch: int, imgsz: int, rect: bool) -> Keys:
     """Cut a set into batches for judging: in its own order, or with ``rect`` from wide images to tall ones."""
     order = np.arange(len(dataset))
     if rect:
         order = np.argsort(_aspects(dataset), kind="stable")
-    cuts = [order[start : start + batch] for start in range(0, len(order), batch)]
-    return [
-        BatchKey(0, 1, tuple(int(i) for i in cut), tight_batch_size(dataset, cut, imgsz) if rect else (imgsz, imgsz))
-        for cut in cuts
-    ]
+
+    def key_of(number: int) -> BatchKey:
+        cut = order[number * batch : (number + 1) * batch]
+        size_hw = tight_batch_size(dataset, cut, imgsz) if rect else (imgsz, imgsz)
+        return BatchKey(0, 1, tuple(cut.tolist()), size_hw)
+
+    return Keys(-(-len(order) // batch), key_of)
 
 
 def tight_batch_size(dataset: DetectionSet, indices: Array, imgsz: int) -> tuple[int, int]:

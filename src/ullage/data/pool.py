@@ -6,8 +6,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -16,20 +17,65 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ullage.data.order import BatchKey
+from ullage.data.order import BatchKey, Keys
+from ullage.data.shared import start_method
+from ullage.data.slots import BatchSlots, slots_of
+from ullage.data.spent import Spent
 from ullage.errors import ConfigError, DataError, UllageError
 from ullage.units import format_bytes
 
 PREFETCH = 2
+HELD = 3  # batches that the training loop may hold: the last one, this one, and a picture or a copy of one
+
+Make = Callable[[BatchKey, torch.Tensor], "Parts"]
 
 
 class Parts(NamedTuple):
-    """A batch as it travels between processes: only tensors. Letters as in ``Batch`` and ``Targets``."""
+    """A batch as it travels between processes: tensors and numbers. Letters as in ``Batch`` and ``Targets``."""
 
     images_BHW3: torch.Tensor
     image_index_G: torch.Tensor
     class_ids_G: torch.Tensor
     boxes_xyxy_px_G4: torch.Tensor
+    spent: Spent
+
+
+class Pass(NamedTuple):
+    """The batches to make, and what probably follows: made ahead while the loop does other things.
+
+    Attributes:
+        name: Tells passes apart; equal names have equal keys.
+        keys: The batches.
+        following: Returns the pass after this one; None when there is none.
+    """
+
+    name: tuple[int, ...]
+    keys: Keys
+    following: Callable[[], Pass | None]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a loader process gets: make this batch, there; without a slot, in memory of its own."""
+
+    key: BatchKey
+    slot: int | None
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What comes back; ``parts.images_BHW3`` is empty when the images are in a slot."""
+
+    parts: Parts
+    slot: int | None
+    shape: tuple[int, ...]
+    token: int
+
+    def pin_memory(self) -> _Sent:
+        """Called in the thread that pins: copies out of the slot, so that it is free while the copy is under way."""
+        slots = slots_of(self.token)
+        images_BHW3 = self.parts.images_BHW3.pin_memory() if self.slot is None else slots.pin(self.slot, self.shape)
+        return replace(self, parts=_pinned(self.parts, images_BHW3), slot=None)
 
 
 @dataclass(frozen=True)
@@ -37,11 +83,11 @@ class _Failure:
     """An error of ours on its way home: raised there, it says one line instead of a worker's traceback."""
 
     error: UllageError
+    slot: int | None
 
-
-def start_method() -> str:
-    """Return how loader processes start: forked on Linux, where they then share the image cache; spawned elsewhere."""
-    return "fork" if sys.platform.startswith("linux") else "spawn"
+    def pin_memory(self) -> _Failure:
+        """An error needs no pinned memory."""
+        return self
 
 
 def default_workers(device_type: str) -> int:
@@ -60,41 +106,53 @@ class BatchPool:
     """Makes batches from keys, in this process or in others, in the order of the keys.
 
     Args:
-        make: Makes one batch; it must be picklable where processes are spawned.
+        make: Makes one batch in the memory that it is given; it must be picklable where processes are spawned.
         workers: How many processes; 0 makes batches here, when they are asked for.
         pin: Put tensors into pinned memory, for fast copies to a CUDA device.
+        batch_bytes: Size of the largest batch of images.
+        before_start: Called before processes start, when none of them is alive.
     """
 
-    def __init__(self, make: Callable[[BatchKey], Parts], *, workers: int, pin: bool) -> None:
+    def __init__(
+        self, make: Make, *, workers: int, pin: bool, batch_bytes: int, before_start: Callable[[], None] | None = None
+    ) -> None:
         self._make = make
         self._workers = workers
         self._pin = pin
-        self._sampler = _KeySampler()
+        self._batch_bytes = batch_bytes
+        self._before_start = before_start
+        self._plan = _Plan()
         # Only this object holds what keeps the processes alive, no frame of a generator, so that close ends them.
-        self._loader: DataLoader[Parts | _Failure] | None = None
-        self._batches: Iterator[Parts | _Failure] | None = None
+        self._loader: DataLoader[_Sent | _Failure] | None = None
+        self._batches: Iterator[_Sent | _Failure] | None = None
         self._turn = 0
+        self.spent = Spent()
 
-    def run(self, keys: Sequence[BatchKey]) -> Iterator[Parts]:
-        """Make a batch of every key.
+    def run(self, wanted: Pass, *, skip: int = 0) -> Iterator[Parts]:
+        """Make the batches of a pass, without the first ``skip``.
 
         Raises:
             UllageError: Whatever ``make`` raised, at the place of its batch.
             DataError: A loader process died.
         """
-        if self._workers == 0:
-            for key in keys:
-                parts = self._make(key)
-                yield Parts(*(part.pin_memory() for part in parts)) if self._pin else parts
-            return
-        self._sampler.keys = list(keys)
-        self._batches = iter(self._started())
         self._turn += 1
         turn = self._turn
-        for _ in keys:
+        if self._workers == 0:
+            for key in wanted.keys.after(skip):
+                began = time.perf_counter()
+                parts = self._make(key, empty_images(key))
+                waited = Spent(wait_seconds=time.perf_counter() - began)
+                self.spent = self.spent + parts.spent + waited
+                yield _pinned(parts, parts.images_BHW3.pin_memory()) if self._pin else parts
+            return
+        self._start(wanted, skip)
+        for _ in range(self._plan.due):
+            began = time.perf_counter()
             result = self._next(turn)
-            if isinstance(result, Parts):
-                yield result
+            self.spent = self.spent + Spent(wait_seconds=time.perf_counter() - began)
+            if isinstance(result, _Sent):
+                self.spent = self.spent + result.parts.spent
+                yield self._unpacked(result)
             else:
                 error = result.error
                 # The traceback will hold this frame: a name in it would keep the error, and so the processes, alive.
@@ -106,12 +164,22 @@ class BatchPool:
     def close(self) -> None:
         """End the processes; ``run`` would start them again."""
         self._batches = self._loader = None
+        self._plan = _Plan()
 
-    def _next(self, turn: int) -> Parts | _Failure:
+    def _start(self, wanted: Pass, skip: int) -> None:
+        """Go on with what the processes make already, or start anew."""
+        if skip == 0 and self._batches is not None and self._plan.goes_on_with(wanted):
+            return
+        if self._loader is None:
+            self._loader = self._started()
+        self._plan.begin(wanted, skip)
+        self._batches = iter(self._loader)
+
+    def _next(self, turn: int) -> _Sent | _Failure:
         if self._batches is None or turn != self._turn:
             raise RuntimeError("this pass over the data ended when the loader was closed or started anew")
         try:
-            return next(self._batches)
+            result = next(self._batches)
         except (RuntimeError, EOFError, OSError) as error:
             # A process that dies while its batch is on the way breaks the connection instead.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
@@ -121,23 +189,42 @@ class BatchPool:
                 f"a loader process died ({cause}); it probably ran out of memory: use fewer workers than "
                 f"{self._workers}, or workers=0 to see the cause"
             ) from error
+        self._plan.due -= 1
+        return result
 
-    def _started(self) -> DataLoader[Parts | _Failure]:
-        if self._loader is None:
-            self._loader = DataLoader(
-                _KeyedBatches(self._make),
-                batch_size=None,
-                sampler=self._sampler,
-                num_workers=self._workers,
-                collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]  # without batching it gets one value
-                pin_memory=self._pin,
-                worker_init_fn=_init_worker,
-                multiprocessing_context=start_method(),
-                generator=torch.Generator().manual_seed(0),  # else every epoch would draw from the global generator
-                prefetch_factor=PREFETCH,
-                persistent_workers=True,
-            )
-        return self._loader
+    def _unpacked(self, sent: _Sent) -> Parts:
+        if sent.slot is None:
+            return sent.parts
+        assert self._plan.slots is not None
+        return sent.parts._replace(images_BHW3=self._plan.slots.hand_over(sent.slot, sent.shape))
+
+    def _started(self) -> DataLoader[_Sent | _Failure]:
+        if self._before_start is not None:
+            self._before_start()
+        slots = BatchSlots(self._workers * PREFETCH + HELD, self._batch_bytes)
+        self._plan = _Plan(slots)
+        return DataLoader(
+            _KeyedBatches(self._make, slots),
+            batch_size=None,
+            sampler=self._plan,
+            num_workers=self._workers,
+            collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]  # without batching it gets one value
+            pin_memory=self._pin,
+            worker_init_fn=_init_worker,
+            multiprocessing_context=start_method(),
+            generator=torch.Generator().manual_seed(0),  # else every epoch would draw from the global generator
+            prefetch_factor=PREFETCH,
+            persistent_workers=True,
+        )
+
+
+def empty_images(key: BatchKey) -> torch.Tensor:
+    """Return memory for the images of a batch."""
+    return torch.empty(len(key.indices), *key.size_hw, 3, dtype=torch.uint8)
+
+
+def _pinned(parts: Parts, images_BHW3: torch.Tensor) -> Parts:
+    return Parts(images_BHW3, *(part.pin_memory() for part in parts[1:4]), parts.spent)
 
 
 def check_shared_memory(workers: int, *, batch_bytes: int, asked: bool) -> int:
@@ -167,33 +254,77 @@ def check_shared_memory(workers: int, *, batch_bytes: int, asked: bool) -> int:
     return fits
 
 
-class _KeySampler(Sampler[BatchKey]):
-    """Hands out the keys of the current epoch."""
+class _Plan(Sampler[_Task]):
+    """Hands out the batches of a pass, and of those that probably follow.
 
-    def __init__(self) -> None:
-        self.keys: list[BatchKey] = []
+    Attributes:
+        slots: Where batches travel.
+        due: How many batches of the current pass have not arrived yet.
+    """
 
-    def __iter__(self) -> Iterator[BatchKey]:
-        return iter(self.keys)
+    def __init__(self, slots: BatchSlots | None = None) -> None:
+        self.slots = slots
+        self.due = 0
+        self._wanted: Pass | None = None
+        self._keys: Keys | None = None
+        self._ahead: Pass | None = None
+        self._ahead_count = 0
+
+    def begin(self, wanted: Pass, skip: int) -> None:
+        """Plan a pass from its batch number ``skip`` on; takes effect with the next ``iter``."""
+        self._wanted, self._keys, self._ahead = wanted, wanted.keys.after(skip), None
+        self.due = len(self._keys)
+
+    def goes_on_with(self, wanted: Pass) -> bool:
+        """Tell whether the processes have gone on with the wanted pass by themselves; if so, it is the current one."""
+        if self.due > 0 or self._ahead is None or self._ahead.name != wanted.name:
+            return False
+        self._wanted, self._ahead, self.due = self._ahead, None, self._ahead_count
+        return True
+
+    def __iter__(self) -> Iterator[_Task]:
+        if self.slots is not None:
+            self.slots.take_back()  # by now every process has acknowledged the new start, so none writes any more
+        keys = self._keys
+        while keys is not None:
+            for key in keys:
+                shape = (len(key.indices), *key.size_hw, 3)
+                yield _Task(key, None if self.slots is None else self.slots.take(shape))
+            if self._ahead is not None or self._wanted is None:
+                return  # further ahead than one pass is never needed
+            self._ahead = self._wanted.following()
+            if self._ahead is None:
+                return
+            keys = self._ahead.keys
+            self._ahead_count = len(keys)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self.due
 
 
-class _KeyedBatches(Dataset[Parts | _Failure]):
+class _KeyedBatches(Dataset[_Sent | _Failure]):
     """Makes a batch of a key; an error of ours becomes a value."""
 
-    def __init__(self, make: Callable[[BatchKey], Parts]) -> None:
+    def __init__(self, make: Make, slots: BatchSlots) -> None:
         self._make = make
+        self._slots = slots
+        self._token = slots.token
 
-    def __getitem__(self, index: BatchKey) -> Parts | _Failure:
+    def __getitem__(self, index: _Task) -> _Sent | _Failure:
+        key, slot = index.key, index.slot
         try:
-            return self._make(index)
+            if slot is None:
+                parts = self._make(key, empty_images(key))
+                return _Sent(parts, None, (), self._token)
+            shape = (len(key.indices), *key.size_hw, 3)
+            parts = self._make(key, torch.from_numpy(self._slots.view(slot, shape)))
+            nothing = torch.empty(0, dtype=torch.uint8)
+            return _Sent(parts._replace(images_BHW3=nothing), slot, shape, self._token)
         except UllageError as error:
-            return _Failure(error)
+            return _Failure(error, slot)
 
 
-def _as_it_is(value: Parts | _Failure) -> Parts | _Failure:
+def _as_it_is(value: _Sent | _Failure) -> _Sent | _Failure:
     return value
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from ullage.data.augment import join_labels, layer_labels, map_boxes
 from ullage.data.index import DetectionSet
 from ullage.data.recipe import Hsv, Recipe, Tile
+from ullage.data.resample import resample
 from ullage.geometry.labels import Labels
 from ullage.geometry.letterbox import PAD_GREY
 
@@ -167,15 +167,6 @@ def _draw_cut(canvas_HW3: Array, image_HW3: Array, cut: tuple[int, int, int, int
     if part_HW3.shape[:2] != size_hw:
         part_HW3 = resample(part_HW3, size_hw)
     canvas_HW3[top:bottom, left:right] = part_HW3
-
-
-def resample(image_HW3: Array, size_hw: tuple[int, int]) -> Array:
-    """Resize a uint8 image with a triangle as wide as two pixels of the coarser side."""
-    image_1CHW = torch.from_numpy(np.ascontiguousarray(image_HW3))[None].permute(0, 3, 1, 2)
-    resized_1CHW = torch.nn.functional.interpolate(
-        image_1CHW, size=size_hw, mode="bilinear", antialias=True, align_corners=False
-    )
-    return resized_1CHW[0].permute(1, 2, 0).numpy()
 
 
 def _draw_turned(canvas_HW3: Array, image_HW3: Array, matrix_33: Array, window_4: Array, region: Region) -> None:
