@@ -19,7 +19,7 @@ def test_the_image_cache_is_predicted_to_the_byte() -> None:
         (h, w) if max(h, w) <= 192 else (round(h * 192 / max(h, w)), round(w * 192 / max(h, w))) for h, w in sizes
     ]
     assert plan.cache_bytes == sum(3 * h * w for h, w in scaled)
-    assert plan.batch_bytes == 5 * 8 * 192 * 192 * 3  # two batches ahead in each process, and one in use
+    assert plan.batch_bytes == 6 * 8 * 192 * 192 * 3  # two batches ahead in each process, this one and the last
 
 
 def test_without_a_budget_nothing_changes() -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections import namedtuple
 from pathlib import Path
 
 import cv2
@@ -19,11 +18,14 @@ from painted_sets import make_set, write_set
 
 import ullage.data.pool as pool_module
 from ullage.config.augment import AugmentSettings
+from ullage.data.augment import sample_recipe
 from ullage.data.batch import Batch
 from ullage.data.decode import read_image
 from ullage.data.loader import EvalLoader, TrainLoader, default_workers
-from ullage.data.order import train_keys
-from ullage.data.pool import check_shared_memory
+from ullage.data.order import partner_window, train_keys
+from ullage.data.recent import RECENT_BYTES
+from ullage.data.slots import BatchSlots
+from ullage.data.spent import Spent
 from ullage.errors import ConfigError, DataError
 
 AUGMENT = AugmentSettings(mixup=0.3, copy_paste=0.5, close_mosaic=1)
@@ -355,17 +357,155 @@ def test_default_workers_follow_cores_and_device(monkeypatch):
         assert (default_workers("cpu"), default_workers("cuda")) == (cpu, cuda)
 
 
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory folder to check")
-def test_shared_memory_too_small_for_the_workers(monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(pool_module.shutil, "disk_usage", lambda _: usage(64_000_000, 0, 64_000_000))
-    assert check_shared_memory(8, batch_bytes=5_000_000, asked=False) == 4
-    assert check_shared_memory(8, batch_bytes=50_000_000, asked=False) == 0
-    assert check_shared_memory(4, batch_bytes=5_000_000, asked=True) == 4
-    with pytest.raises(ConfigError, match=r"workers=8 need .* 64.0 MB free; use workers=4"):
-        check_shared_memory(8, batch_bytes=5_000_000, asked=True)
-
-
 def test_tensors_are_pinned_only_for_cuda(dataset):
     (batch,) = train_loader(dataset, batch=11, device_type="cuda").epoch(0, epochs=1)
     assert batch.images_BCHW.is_pinned() == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_that_are_kept_are_not_overwritten(dataset, workers):
+    """More batches are held than there are slots to travel in."""
+    expected = [list(train_loader(dataset, batch=1).epoch(epoch, epochs=9)) for epoch in range(2)]
+    loader = train_loader(dataset, batch=1, workers=workers)
+    try:
+        kept = [list(loader.epoch(epoch, epochs=9)) for epoch in range(2)]
+    finally:
+        loader.close()
+    for ours, theirs in zip(kept, expected, strict=True):
+        assert_same(ours, theirs)  # also after the processes have ended
+
+
+def test_slots_are_used_again_and_are_free_when_nobody_looks():
+    slots = BatchSlots(2, 12)
+    first, second = slots.take((2, 2, 3)), slots.take((1, 3))
+    assert {first, second} == {0, 1}
+    assert first is not None
+    assert slots.take((1,)) is None
+    slots.view(first, (2, 2, 3))[...] = 5
+    tensor = slots.hand_over(first, (2, 2, 3))
+    part = tensor.permute(2, 0, 1)[1:]
+    del tensor
+    assert slots.take((1,)) is None  # a part of it is still held
+    assert (part == 5).all()
+    del part
+    assert slots.take((2, 2, 3)) == first
+    assert slots.take((1,)) is None
+    slots.take_back()
+    assert {slots.take((1,)), slots.take((1,))} == {0, 1}
+    slots.take_back()
+    assert slots.take((13,)) is None  # too large
+
+
+def test_the_next_epoch_is_begun_while_the_loop_does_other_things(dataset):
+    loader = train_loader(dataset, workers=1, batch=1)
+    made = lambda epoch: list(loader.epoch(epoch, epochs=9))  # noqa: E731
+    expected = [list(train_loader(dataset, batch=1).epoch(epoch, epochs=9)) for epoch in range(6)]
+    try:
+        assert_same(made(0), expected[0])
+        processes = multiprocessing.active_children()
+        ahead = loader._pool._plan._ahead
+        assert ahead is not None
+        assert ahead.name == (1, 9)
+        began = loader._pool._batches
+        assert_same(made(1), expected[1])
+        assert loader._pool._plan._wanted is ahead  # it went on
+        assert_same(made(4), expected[4])  # something else was wanted
+        assert_same(made(5), expected[5])
+        assert loader._pool._batches is began
+        assert multiprocessing.active_children() == processes
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_tells_where_the_time_went(dataset, workers):
+    loader = train_loader(dataset, workers=workers)
+    assert loader.spent() == Spent()
+    try:
+        list(loader.epoch(0, epochs=3))
+        first = loader.spent()
+        assert first.images == 11
+        assert 11 <= first.decoded <= 22  # two processes may decode the same image at the same time
+        assert min(first.decode_seconds, first.augment_seconds, first.collate_seconds, first.wait_seconds) > 0
+        list(loader.epoch(1, epochs=3))
+        second = loader.spent() - first
+        assert (second.images, second.decoded) == (11, 0)
+        assert "0.00 decoded an image" in str(second)
+        assert second.as_dict()["images"] == 11
+    finally:
+        loader.close()
+
+
+def order_of(keys) -> list[int]:
+    return [index for key in keys for index in key.indices]
+
+
+@pytest.mark.parametrize("rect", [False, True])
+def test_partners_come_from_the_window_of_the_epochs_order(dataset, rect):
+    common = {"batch": 4, "imgsz": 96, "sizes": None, "rect": rect, "seed": 1, "epoch": 2, "epochs": 9}
+    keys = train_keys(dataset, **common, window=5)
+    order = order_of(keys)
+    assert sorted(order) == list(range(11))
+    position = 0
+    for key in keys:
+        for place, index in enumerate(key.indices):
+            start = min(max(position - 4, 0), 6)
+            assert list(key.partners(place) or ()) == order[start : start + 5]
+            assert index in (key.partners(place) or ())
+            position += 1
+    everywhere = train_keys(dataset, **common)
+    assert order_of(everywhere) == order
+    assert everywhere[0].partners(0) is None
+    assert order_of(keys.after(1)) == order_of(keys[1:]) == order[len(keys[0].indices) :]
+
+
+def test_samples_do_not_depend_on_the_batch(dataset):
+    """The image, not its place in a batch, decides; only the grouping changes."""
+    single = list(train_loader(dataset, batch=1).epoch(0, epochs=9))
+    pictures = {batch.indices[0]: batch.images_BCHW[0] for batch in single}
+    for batch in train_loader(dataset, batch=4).epoch(0, epochs=9):
+        for place, index in enumerate(batch.indices):
+            assert torch.equal(batch.images_BCHW[place], pictures[index])
+
+
+def test_partners_from_the_whole_set(dataset, monkeypatch):
+    monkeypatch.setattr("ullage.data.loader.partner_window", lambda _: 2)
+    used: dict[str, set[int]] = {}
+    for partners in ("window", "all"):
+        loader = train_loader(dataset, augment=AugmentSettings(partners=partners), batch=11)  # pyright: ignore
+        key = loader._pass(0, 9).keys[0]
+        near = key.partners(10)
+        recipes = [
+            sample_recipe(
+                dataset, index=key.indices[10], size_hw=(96, 96), settings=AUGMENT, seed=seed, epoch=0, partners=near
+            )
+            for seed in range(60)
+        ]
+        used[partners] = {tile.index for each in recipes for layer in each.layers for tile in layer}
+    assert len(used["window"]) == 2
+    assert used["all"] == set(range(11))
+
+
+@pytest.mark.parametrize(
+    ("workers", "partners", "least", "most"), [(0, "window", 0.5, 1.0), (2, "window", 0.5, 1.3), (0, "all", 1.8, 4.0)]
+)
+def test_each_image_is_decoded_about_once_an_epoch(tmp_path, monkeypatch, workers, partners, least, most):
+    """Though only a half of the set fits into memory; what is left of the last epoch may serve the next one."""
+    dataset = write_set(tmp_path, count=120)
+    monkeypatch.setattr("ullage.data.cache.RECENT_BYTES", 60 * 96 * 96 * 3)
+    monkeypatch.setattr("ullage.data.loader.partner_window", lambda _: 30)
+    loader = train_loader(dataset, augment=AugmentSettings(partners=partners), workers=workers, batch=8)
+    try:
+        list(loader.epoch(0, epochs=20))
+        before = loader.spent()
+        list(loader.epoch(1, epochs=20))
+        assert least <= (loader.spent() - before).decoded / 120 <= most
+    finally:
+        loader.close()
+
+
+def test_the_window_fits_into_the_memory_for_recent_images():
+    for side in (64, 320, 640, 1280, 2560):
+        assert 16 <= partner_window(side) <= 128
+    assert partner_window(640) == 128
+    assert partner_window(1280) * 1280 * 1280 * 3 <= RECENT_BYTES

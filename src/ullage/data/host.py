@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ullage.data.cache import RECENT_BYTES, Cache, ImageStore
+from ullage.data.cache import Cache, base_bytes
 from ullage.data.index import DetectionSet
-from ullage.data.pool import PREFETCH, default_workers
+from ullage.data.pool import HELD, PREFETCH, default_workers
+from ullage.data.recent import RECENT_BYTES
 from ullage.errors import MemoryBudgetError
 from ullage.units import format_bytes
 
@@ -44,9 +45,8 @@ def predict_host_memory(
 ) -> HostPlan:
     """Predict what loading a data set takes of the host's memory."""
     count = default_workers(device_type) if workers is None else workers
-    store = ImageStore(dataset, side=imgsz)
-    everything = sum(store.base_bytes(index) for index in range(len(dataset)))
-    ahead = count * PREFETCH + 1
+    everything = int(base_bytes(dataset, imgsz).sum())
+    ahead = count * PREFETCH + HELD
     return HostPlan(
         cache=cache,
         workers=count,

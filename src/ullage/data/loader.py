@@ -22,7 +22,7 @@ from ullage.data.batch import Batch
 from ullage.data.cache import Cache, ImageStore, Progress
 from ullage.data.index import DetectionSet
 from ullage.data.order import BatchKey, eval_keys, partner_window, train_keys
-from ullage.data.pool import BatchPool, Parts, Pass, check_shared_memory, default_workers
+from ullage.data.pool import BatchPool, Parts, Pass, default_workers
 from ullage.data.render import render
 from ullage.data.shared import start_method
 from ullage.data.spent import Spent
@@ -77,7 +77,7 @@ class TrainLoader:
         self.dataset = dataset
         self._batch, self._imgsz, self._seed, self._rect, self._sizes = batch, imgsz, seed, rect, sizes
         side = imgsz if sizes is None else sizes[1]
-        workers = _count_workers(workers, dataset, batch, side, device_type)
+        workers = _count_workers(workers, dataset, batch, device_type)
         mixes = augment.mosaic > 0 or augment.mixup > 0 or augment.copy_paste > 0
         self._window = partner_window(side) if mixes and augment.partners == "window" else None
         self._store = ImageStore(
@@ -165,7 +165,7 @@ class EvalLoader:
         _check(dataset, batch, (imgsz, imgsz))
         self.dataset = dataset
         self._keys = eval_keys(dataset, batch=batch, imgsz=imgsz, rect=rect)
-        workers = _count_workers(workers, dataset, batch, imgsz, device_type)
+        workers = _count_workers(workers, dataset, batch, device_type)
         store = ImageStore(dataset, side=imgsz, processes=max(workers, 1), exact=True, reuse=False)
         self._pool = BatchPool(
             _MakeEval(dataset, store),
@@ -273,12 +273,9 @@ def _check(dataset: DetectionSet, batch: int, sizes: tuple[int, int]) -> None:
         raise ConfigError(f"image sizes must be multiples of {STRIDE}, the smaller first, got {sizes}")
 
 
-def _count_workers(workers: int | None, dataset: DetectionSet, batch: int, side: int, device_type: str) -> int:
-    asked = workers is not None
+def _count_workers(workers: int | None, dataset: DetectionSet, batch: int, device_type: str) -> int:
     wanted = default_workers(device_type) if workers is None else workers
-    batches = -(-len(dataset) // batch)
-    wanted = min(wanted, batches)  # more processes than batches would only start and end
-    return check_shared_memory(wanted, batch_bytes=min(batch, len(dataset)) * side * side * 3, asked=asked)
+    return min(wanted, -(-len(dataset) // batch))  # more processes than batches would only start and end
 
 
 def _pins(device_type: str) -> bool:

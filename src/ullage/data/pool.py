@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -21,11 +20,10 @@ from ullage.data.order import BatchKey, Keys
 from ullage.data.shared import start_method
 from ullage.data.slots import BatchSlots, slots_of
 from ullage.data.spent import Spent
-from ullage.errors import ConfigError, DataError, UllageError
-from ullage.units import format_bytes
+from ullage.errors import DataError, UllageError
 
 PREFETCH = 2
-HELD = 3  # batches that the training loop may hold: the last one, this one, and a picture or a copy of one
+HELD = 2  # batches that the training loop holds when the next one is planned: the last one and this one
 
 Make = Callable[[BatchKey, torch.Tensor], "Parts"]
 
@@ -38,6 +36,11 @@ class Parts(NamedTuple):
     class_ids_G: torch.Tensor
     boxes_xyxy_px_G4: torch.Tensor
     spent: Spent
+
+    def pinned(self) -> Parts:
+        """Return a copy in pinned memory."""
+        images_BHW3, image_index_G, class_ids_G, boxes_xyxy_px_G4 = (part.pin_memory() for part in self[:4])
+        return Parts(images_BHW3, image_index_G, class_ids_G, boxes_xyxy_px_G4, self.spent)
 
 
 class Pass(NamedTuple):
@@ -64,18 +67,33 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What comes back; ``parts.images_BHW3`` is empty when the images are in a slot."""
+    """What comes back through the pipe: arrays, because each tensor would take a file and a place in ``/dev/shm``.
 
-    parts: Parts
+    Attributes:
+        arrays: As in ``Parts``; without images when they are in a slot.
+        spent: As in ``Parts``.
+        slot: Where the images are.
+        shape: Of the images.
+        token: Of the slots.
+    """
+
+    arrays: tuple[np.ndarray[Any, Any], ...]
+    spent: Spent
     slot: int | None
     shape: tuple[int, ...]
     token: int
 
-    def pin_memory(self) -> _Sent:
-        """Called in the thread that pins: copies out of the slot, so that it is free while the copy is under way."""
-        slots = slots_of(self.token)
-        images_BHW3 = self.parts.images_BHW3.pin_memory() if self.slot is None else slots.pin(self.slot, self.shape)
-        return replace(self, parts=_pinned(self.parts, images_BHW3), slot=None)
+    def parts(self) -> Parts:
+        """Return the batch; its slot is free when nobody holds it any more."""
+        tensors = [torch.from_numpy(array) for array in self.arrays]
+        if self.slot is not None:
+            tensors.insert(0, slots_of(self.token).hand_over(self.slot, self.shape))
+        images_BHW3, image_index_G, class_ids_G, boxes_xyxy_px_G4 = tensors
+        return Parts(images_BHW3, image_index_G, class_ids_G, boxes_xyxy_px_G4, self.spent)
+
+    def pin_memory(self) -> Parts:
+        """Called in the thread that pins: copies out of the slot, so that it is free at once."""
+        return self.parts().pinned()
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,12 @@ class _Failure:
 
     error: UllageError
     slot: int | None
+    token: int
+
+    def free(self) -> None:
+        """Give the slot back that the batch would have come in."""
+        if self.slot is not None:
+            slots_of(self.token).give_back(self.slot)
 
     def pin_memory(self) -> _Failure:
         """An error needs no pinned memory."""
@@ -123,8 +147,8 @@ class BatchPool:
         self._before_start = before_start
         self._plan = _Plan()
         # Only this object holds what keeps the processes alive, no frame of a generator, so that close ends them.
-        self._loader: DataLoader[_Sent | _Failure] | None = None
-        self._batches: Iterator[_Sent | _Failure] | None = None
+        self._loader: DataLoader[Parts | _Sent | _Failure] | None = None
+        self._batches: Iterator[Parts | _Sent | _Failure] | None = None
         self._turn = 0
         self.spent = Spent()
 
@@ -143,17 +167,20 @@ class BatchPool:
                 parts = self._make(key, empty_images(key))
                 waited = Spent(wait_seconds=time.perf_counter() - began)
                 self.spent = self.spent + parts.spent + waited
-                yield _pinned(parts, parts.images_BHW3.pin_memory()) if self._pin else parts
+                yield parts.pinned() if self._pin else parts
             return
         self._start(wanted, skip)
         for _ in range(self._plan.due):
             began = time.perf_counter()
             result = self._next(turn)
             self.spent = self.spent + Spent(wait_seconds=time.perf_counter() - began)
-            if isinstance(result, _Sent):
-                self.spent = self.spent + result.parts.spent
-                yield self._unpacked(result)
+            if not isinstance(result, _Failure):
+                parts = result.parts() if isinstance(result, _Sent) else result
+                self.spent = self.spent + parts.spent
+                yield parts
+                del parts, result  # else this frame would hold a batch, and its slot, while the next one is awaited
             else:
+                result.free()
                 error = result.error
                 # The traceback will hold this frame: a name in it would keep the error, and so the processes, alive.
                 try:
@@ -175,7 +202,7 @@ class BatchPool:
         self._plan.begin(wanted, skip)
         self._batches = iter(self._loader)
 
-    def _next(self, turn: int) -> _Sent | _Failure:
+    def _next(self, turn: int) -> Parts | _Sent | _Failure:
         if self._batches is None or turn != self._turn:
             raise RuntimeError("this pass over the data ended when the loader was closed or started anew")
         try:
@@ -192,13 +219,7 @@ class BatchPool:
         self._plan.due -= 1
         return result
 
-    def _unpacked(self, sent: _Sent) -> Parts:
-        if sent.slot is None:
-            return sent.parts
-        assert self._plan.slots is not None
-        return sent.parts._replace(images_BHW3=self._plan.slots.hand_over(sent.slot, sent.shape))
-
-    def _started(self) -> DataLoader[_Sent | _Failure]:
+    def _started(self) -> DataLoader[Parts | _Sent | _Failure]:
         if self._before_start is not None:
             self._before_start()
         slots = BatchSlots(self._workers * PREFETCH + HELD, self._batch_bytes)
@@ -221,37 +242,6 @@ class BatchPool:
 def empty_images(key: BatchKey) -> torch.Tensor:
     """Return memory for the images of a batch."""
     return torch.empty(len(key.indices), *key.size_hw, 3, dtype=torch.uint8)
-
-
-def _pinned(parts: Parts, images_BHW3: torch.Tensor) -> Parts:
-    return Parts(images_BHW3, *(part.pin_memory() for part in parts[1:4]), parts.spent)
-
-
-def check_shared_memory(workers: int, *, batch_bytes: int, asked: bool) -> int:
-    """Return how many loader processes the shared memory serves; batches travel through it.
-
-    Args:
-        workers: How many are wanted.
-        batch_bytes: Size of the largest batch.
-        asked: True when the user named the number: then fewer is an error, not an answer.
-
-    Raises:
-        ConfigError: The shared memory is too small for the number that the user named.
-    """
-    shm = Path("/dev/shm")
-    if workers == 0 or not shm.is_dir():
-        return workers
-    free = shutil.disk_usage(shm).free
-    fits = free // ((PREFETCH + 1) * batch_bytes)
-    if fits >= workers:
-        return workers
-    if asked:
-        raise ConfigError(
-            f"workers={workers} need {format_bytes((PREFETCH + 1) * batch_bytes * workers)} of shared memory for "
-            f"batches of {format_bytes(batch_bytes)}, but /dev/shm has {format_bytes(free)} free; use workers={fits}, "
-            "or give the container more (docker run --shm-size=2g)"
-        )
-    return fits
 
 
 class _Plan(Sampler[_Task]):
@@ -312,16 +302,14 @@ class _KeyedBatches(Dataset[_Sent | _Failure]):
 
     def __getitem__(self, index: _Task) -> _Sent | _Failure:
         key, slot = index.key, index.slot
+        shape = (len(key.indices), *key.size_hw, 3)
         try:
-            if slot is None:
-                parts = self._make(key, empty_images(key))
-                return _Sent(parts, None, (), self._token)
-            shape = (len(key.indices), *key.size_hw, 3)
-            parts = self._make(key, torch.from_numpy(self._slots.view(slot, shape)))
-            nothing = torch.empty(0, dtype=torch.uint8)
-            return _Sent(parts._replace(images_BHW3=nothing), slot, shape, self._token)
+            there = empty_images(key) if slot is None else torch.from_numpy(self._slots.view(slot, shape))
+            parts = self._make(key, there)
+            arrays = tuple(part.numpy() for part in parts[:4])
+            return _Sent(arrays if slot is None else arrays[1:], parts.spent, slot, shape, self._token)
         except UllageError as error:
-            return _Failure(error, slot)
+            return _Failure(error, slot, self._token)
 
 
 def _as_it_is(value: _Sent | _Failure) -> _Sent | _Failure:

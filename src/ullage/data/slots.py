@@ -58,9 +58,10 @@ class BatchSlots:
         self._away.discard(slot)
         return torch.from_numpy(whole[slot * self._size :][: prod(shape)].reshape(shape))
 
-    def pin(self, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return a copy of what a slot holds, in pinned memory; the slot is free at once."""
-        return self.hand_over(slot, shape).pin_memory()
+    def give_back(self, slot: int) -> None:
+        """Free a slot that nothing came in."""
+        self._away.discard(slot)
+        self._free.append(slot)
 
     def take_back(self) -> None:
         """Free the slots that were reserved and never handed over; call it when no process writes any more."""
