@@ -14,6 +14,7 @@ from ullage.config import ExportConfig
 from ullage.data.decode import read_image
 from ullage.data.source import open_dataset
 from ullage.export.proof import letterboxed
+from ullage.export.writers import FORMATS
 from ullage.nn.detector import Detector
 from ullage.nn.head import DetectHead
 from ullage.nn.layers import BN_MOMENTUM, ConvUnit
@@ -61,5 +62,5 @@ def filled(name: str, names: tuple[str, ...], *, side: int = SIDE) -> LoadedMode
 
 def write(model: LoadedModel, folder: Path, **settings: object) -> Path:
     values = {"imgsz": SIDE, "device": "cpu", **settings}
-    ending = {"openvino": "_openvino_model", "torchscript": ".torchscript"}.get(str(settings.get("format")), ".onnx")
+    ending = FORMATS[str(settings["format"])].ending
     return api.export(ExportConfig.load({**values, "out": folder / f"best{ending}"}), model=model).path

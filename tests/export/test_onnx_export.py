@@ -104,7 +104,7 @@ def test_a_network_is_not_changed(demo_names: tuple[str, ...], tmp_path: Path) -
 
 def test_the_report_says_what_was_measured(dynamic_onnx: Path) -> None:
     report = json.loads(dynamic_onnx.with_name("best.onnx.json").read_text())
-    assert [tuple(one["size_hw"]) for one in report["comparisons"]] == [(96, 96), (32, 128)]
+    assert [tuple(one["size_hw"]) for one in report["comparisons"]] == [(96, 96), (32, 64)]
     assert all(one["found_network"] > 0 and one["agreement"] > 0.98 for one in report["comparisons"])
     assert report["failures"] == []
     assert report["file_bytes"] == dynamic_onnx.stat().st_size

@@ -192,7 +192,7 @@ def _comparisons(network: TorchPredictor, file: FilePredictor, pictures: Sequenc
     if not file.fixed_size:
         height, width = file.size_hw
         stride = file.stride
-        other_hw = max(height // 2 // stride, 1) * stride, width + stride
+        other_hw = max(height // 2 // stride, 1) * stride, max(width - stride, stride)
         found.append(compare(network, file, letterboxed(pictures[:1], other_hw)))
     return found
 

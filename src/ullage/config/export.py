@@ -57,6 +57,9 @@ class ExportSettings(Section):
         self._only("nms", self.nms, _NMS)
         self._only("opset", self.opset is not None, _OPSET)
         self._only("workspace", self.workspace is not None, ("engine",))
+        if self.int8 and self.dynamic and self.format == "openvino":
+            # OpenVINO 2026.4 writes such a file, but fails as soon as the size of its input changes.
+            raise ValueError("dynamic=True does not go with int8=True in OpenVINO: leave one out")
         if self.int8 and self.data is None:
             raise ValueError("int8=True needs data=: images like those that the file will see, to calibrate on")
         if not self.nms and {"conf", "iou", "max_det"} & self.model_fields_set:

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch.jit._trace import TracerWarning  # pyright: ignore[reportPrivateImportUsage]
 
 from ullage.errors import StorageError
 from ullage.export.graph import ExportGraph
@@ -67,7 +66,7 @@ def _trace(graph: ExportGraph, info: FileInfo, path: Path, opset: int) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         # Of the tracer's age, and of sizes compared in Python: what these decide holds for all multiples of 32.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")
         torch.onnx.export(
             graph,

@@ -14,6 +14,8 @@ from ullage.config import ExportSettings
 from ullage.export.graph import ExportGraph
 from ullage.export.onnx_file import OPSET, write_onnx
 from ullage.export.openvino_file import write_openvino
+from ullage.export.tensorrt_file import write_engine
+from ullage.export.torchscript_file import write_torchscript
 from ullage.runtime.file_info import FileInfo
 from ullage.runtime.open_file import OPENVINO_FOLDER
 
@@ -70,7 +72,24 @@ def _openvino(order: Order) -> None:
     write_openvino(ExportGraph(order.network), order.info, order.path, opset=order.opset, calibration=calibration)
 
 
+def _torchscript(order: Order) -> None:
+    write_torchscript(ExportGraph(order.network, half=order.settings.half), order.info, order.path)
+
+
+def _engine(order: Order) -> None:
+    write_engine(
+        ExportGraph(order.network),
+        order.info,
+        order.path,
+        opset=order.opset,
+        workspace_gib=order.settings.workspace,
+        calibration=order.calibration() if order.settings.int8 else None,
+    )
+
+
 FORMATS: dict[str, Format] = {
     "onnx": Format(".onnx", _onnx, ("onnx", "onnxruntime")),
     "openvino": Format(OPENVINO_FOLDER, _openvino, ("onnx", "onnxruntime", "openvino")),
+    "torchscript": Format(".torchscript", _torchscript, ()),
+    "engine": Format(".engine", _engine, ("onnx", "onnxruntime", "tensorrt")),
 }

@@ -9,11 +9,18 @@ from ullage.errors import ConfigError, WeightsError
 from ullage.runtime.file_predictor import FilePredictor, Session
 from ullage.runtime.onnx_session import OnnxSession
 from ullage.runtime.openvino_session import OpenVinoSession
+from ullage.runtime.tensorrt_session import TensorRtSession
+from ullage.runtime.torchscript_session import TorchScriptSession
 
 Opener = Callable[..., Session]
 
 # Every runtime takes (path, device=, threads=) and raises BackendUnavailable when it is not installed.
-SESSIONS: dict[str, Opener] = {".onnx": OnnxSession, ".xml": OpenVinoSession}
+SESSIONS: dict[str, Opener] = {
+    ".onnx": OnnxSession,
+    ".xml": OpenVinoSession,
+    ".torchscript": TorchScriptSession,
+    ".engine": TensorRtSession,
+}
 OPENVINO_FOLDER = "_openvino_model"
 
 
