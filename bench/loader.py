@@ -43,7 +43,7 @@ DATA = ("../shared/data/coco128/data.yaml", "../shared/data/aquarium/data.yaml")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="?", choices=("alone", "peer", "answer"), default="alone")
     parser.add_argument("--data", nargs="+", help="data sets; their training images are read")
     parser.add_argument("--workers", type=int, nargs="+")

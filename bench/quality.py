@@ -29,7 +29,7 @@ POINTS = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default="../shared/data/coco128/data.yaml")
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--samples", type=int, default=64)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ullage.data.index import DetectionSet, Problem
+from ullage.data.packed import Texts, pack_ids
 from ullage.data.probe import probe_images
 from ullage.data.raw import RawBox, RawImage, RawSplit
 from ullage.errors import DataError
@@ -88,13 +89,13 @@ def clean(
         areas_N = np.where(np.isfinite(areas_N), areas_N, sides_N2.prod(1))
     return DetectionSet(
         names=names,
-        paths=tuple(raw.images[index].path for index in kept),
+        paths=Texts.of(raw.images[index].path for index in kept),
         sizes_hw_I2=sizes_I2,
         offsets=np.concatenate(([0], np.cumsum(counts_I))).astype(np.int64),
         boxes_xyxy_px_N4=columns.xyxy_N4.astype(np.float32),
         class_ids_N=columns.class_N.astype(np.int32),
         crowd_N=columns.crowd_N,
-        image_ids=tuple(raw.images[index].image_id for index in kept),
+        image_ids=pack_ids([raw.images[index].image_id for index in kept]),
         category_ids=category_ids,
         problems=tuple(problems),
         areas_px2_N=areas_N,

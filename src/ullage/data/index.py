@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ullage.data.packed import Numbers, Texts
 from ullage.geometry.boxes import area_xyxy
 from ullage.geometry.labels import Labels
 
@@ -84,13 +85,13 @@ class DetectionSet:
     """
 
     names: tuple[str, ...]
-    paths: tuple[str, ...]
+    paths: tuple[str, ...] | Texts
     sizes_hw_I2: np.ndarray[Any, Any]
     offsets: np.ndarray[Any, Any]
     boxes_xyxy_px_N4: np.ndarray[Any, Any]
     class_ids_N: np.ndarray[Any, Any]
     crowd_N: np.ndarray[Any, Any]
-    image_ids: tuple[int | str, ...]
+    image_ids: tuple[int | str, ...] | Texts | Numbers
     category_ids: tuple[int, ...]
     problems: tuple[Problem, ...] = field(default=())
     areas_px2_N: np.ndarray[Any, Any] | None = None

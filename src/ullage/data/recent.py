@@ -118,7 +118,8 @@ class RecentImages:
 
     def _columns(self) -> tuple[Array, Array, Array, Array]:
         table = self._table.array().view(np.int64)
-        return (*table[:-1].reshape(3, -1), table[-1:])
+        image_S, readers_S, used_S = table[:-1].reshape(3, -1)
+        return image_S, readers_S, used_S, table[-1:]
 
     def _view(self, slot: int, shape: tuple[int, ...]) -> Array:
         start = int(self._starts[slot])

@@ -15,6 +15,8 @@ from ullage.data import coco_json, csv_table, voc_xml, yolo_txt
 from ullage.data.clean import clean
 from ullage.data.folder import read_csv_source, read_folder
 from ullage.data.index import DatasetInfo, DetectionSet, Split
+from ullage.data.index_cache import MIN_IMAGES, index_file, inputs_of, load_index, save_index
+from ullage.data.packed import Texts, pack_ids
 from ullage.data.raw import RawSplit
 from ullage.data.spec import SourceSpec, absolute
 from ullage.data.yaml_file import read_yaml
@@ -54,11 +56,11 @@ def open_dataset(
     with _readable(data):
         spec = _find(data)
         spec.check_split(split)
-        names, category_ids = _classes(spec)
-        if any(not 0 <= number < len(names) for number in classes or ()):
-            raise DataError(f"classes={list(classes or ())}: data set '{data}' has classes 0 to {len(names) - 1}")
-        raw = _read(spec, split, names, category_ids)
-        result = clean(raw, origin=str(data), names=names, category_ids=category_ids, missing_images=missing_images)
+        file = index_file(spec, split, key=missing_images)
+        result = load_index(file) or _read_clean(spec, split, data, missing_images, file)
+        count = len(result.names)
+        if any(not 0 <= number < count for number in classes or ()):
+            raise DataError(f"classes={list(classes or ())}: data set '{data}' has classes 0 to {count - 1}")
     if fraction < 1:
         count = max(round(len(result) * fraction), 1)
         chosen = np.sort(np.random.default_rng(seed).permutation(len(result))[:count])
@@ -66,9 +68,21 @@ def open_dataset(
     if classes is not None:
         result = take_boxes(result, np.isin(result.class_ids_N, list(classes)))
     if single_cls:
-        result = replace(
-            result, names=_SINGLE_CLASS, class_ids_N=np.zeros_like(result.class_ids_N), category_ids=(category_ids[0],)
-        )
+        ids_N = np.zeros_like(result.class_ids_N)
+        result = replace(result, names=_SINGLE_CLASS, class_ids_N=ids_N, category_ids=result.category_ids[:1])
+    return result
+
+
+def _read_clean(
+    spec: SourceSpec, split: Split, data: str | Path, missing_images: Literal["leave_out", "keep"], file: Path
+) -> DetectionSet:
+    """Read one split; keep what a large one gave."""
+    names, category_ids = _classes(spec)
+    raw = _read(spec, split, names, category_ids)
+    result = clean(raw, origin=str(data), names=names, category_ids=category_ids, missing_images=missing_images)
+    if len(raw.images) >= MIN_IMAGES:
+        whole, others = inputs_of(spec, split, raw)
+        save_index(file, result, whole=whole, others=others)
     return result
 
 
@@ -91,13 +105,13 @@ def take_images(data: DetectionSet, chosen: np.ndarray) -> DetectionSet:
     rows_N = np.concatenate(spans) if spans else np.zeros(0, np.int64)
     return replace(
         data,
-        paths=tuple(data.paths[index] for index in chosen),
+        paths=Texts.of(data.paths[index] for index in chosen),
         sizes_hw_I2=data.sizes_hw_I2[chosen],
         offsets=np.concatenate(([0], np.cumsum([len(span) for span in spans]))).astype(np.int64),
         boxes_xyxy_px_N4=data.boxes_xyxy_px_N4[rows_N],
         class_ids_N=data.class_ids_N[rows_N],
         crowd_N=data.crowd_N[rows_N],
-        image_ids=tuple(data.image_ids[index] for index in chosen),
+        image_ids=pack_ids([data.image_ids[index] for index in chosen]),
         areas_px2_N=None if data.areas_px2_N is None else data.areas_px2_N[rows_N],
     )
 
