@@ -86,6 +86,41 @@ def test_the_weakest_of_too_many_candidates_are_left_out(monkeypatch: pytest.Mon
     assert found.scores_D.tolist() == pytest.approx([0.9, 0.8, 0.7])
 
 
+@given(scene=scenes(), iou=st.sampled_from([0.3, 0.7]), max_det=st.sampled_from([1, 3, 300]))
+def test_blocks_do_not_change_what_is_kept(scene, iou, max_det) -> None:
+    options = {"conf": 0.01, "iou": iou, "max_det": max_det, "one_class_per_box": False}
+    whole = select_detections(*scene, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nms, "_BLOCK", 2)
+        patch.setattr(nms, "_LARGEST_BLOCK", 5)
+        parts = select_detections(*scene, **options)
+    for one, other in zip(whole, parts, strict=True):
+        assert one.scores_D.tolist() == other.scores_D.tolist()
+        assert one.boxes_xyxy_px_D4.tolist() == other.boxes_xyxy_px_D4.tolist()
+
+
+@pytest.mark.parametrize("spread", [4000.0, 20.0])
+def test_the_work_grows_with_the_candidates_not_with_their_square(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    real = nms.torchvision.ops.batched_nms
+
+    def counting(boxes, scores, groups, iou):
+        counted.append(len(boxes))
+        return real(boxes, scores, groups, iou)
+
+    monkeypatch.setattr(nms.torchvision.ops, "batched_nms", counting)
+    random = torch.Generator().manual_seed(0)
+    corner = torch.rand(100_000, 2, generator=random) * spread
+    boxes = torch.cat((corner, corner + 50), -1)[None]
+    scores = torch.rand(1, 100_000, 1, generator=random)
+    found = select_detections(boxes, scores, conf=0.001, iou=0.7, max_det=300)[0]
+    assert len(found) > 1
+    assert max(counted) <= 16_000 + 300
+    assert sum(counted) <= 100_000 + 300 * len(counted)
+
+
 def test_half_precision_is_read() -> None:
     boxes, scores = torch.tensor([[[0.0, 0.0, 9.0, 9.0]]]), torch.tensor([[[0.5]]])
     found = select_detections(boxes.half(), scores.bfloat16(), conf=0.25, iou=0.5, max_det=10)[0]

@@ -7,7 +7,8 @@ import torchvision  # pyright: ignore[reportMissingTypeStubs]  (it ships none)
 
 from ullage.geometry.detections import Detections
 
-MAX_CANDIDATES = 30_000
+MAX_CANDIDATES = 100_000
+_BLOCK, _LARGEST_BLOCK = 2_000, 16_000
 
 
 def select_detections(
@@ -53,6 +54,24 @@ def select_detections(
             scores_N, top_N = scores_N.topk(MAX_CANDIDATES)
             boxes_N4, ids_N = boxes_N4[top_N], ids_N[top_N]
         groups_N = torch.zeros_like(ids_N) if class_agnostic else ids_N
-        kept = torchvision.ops.batched_nms(boxes_N4, scores_N, groups_N, iou)[:max_det]
+        kept = _suppress(boxes_N4, scores_N, groups_N, iou=iou, max_det=max_det)
         found.append(Detections(boxes_N4[kept], scores_N[kept], ids_N[kept]))
     return found
+
+
+def _suppress(
+    boxes_N4: torch.Tensor, scores_N: torch.Tensor, groups_N: torch.Tensor, *, iou: float, max_det: int
+) -> torch.Tensor:
+    """Return the rows of the ``max_det`` best boxes that greedy suppression keeps, best first.
+
+    What is kept does not depend on worse boxes, so the candidates are taken in blocks, best first, until enough are
+    kept. Each block meets what was kept before: the time grows with N, where that of a single pass grows with its
+    square. Blocks grow up to a limit, since each costs a loop over the classes.
+    """
+    order_N = scores_N.argsort(descending=True, stable=True)
+    kept, start, size = order_N[:0], 0, max(_BLOCK, 2 * max_det)
+    while start < len(order_N) and len(kept) < max_det:
+        rows = torch.cat((kept, order_N[start : start + size]))
+        kept = rows[torchvision.ops.batched_nms(boxes_N4[rows], scores_N[rows], groups_N[rows], iou)[:max_det]]
+        start, size = start + size, max(size, min(2 * size, _LARGEST_BLOCK))
+    return kept
