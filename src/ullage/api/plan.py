@@ -139,7 +139,7 @@ def plan_training(
     images = tracing_images(batch, imgsz)
     return engine.plan(
         tracing_step(boxes, batch), network, images, budget=budget, technique=technique, optimizer=optimizer,
-        precision=precision, device=device, average=True,
+        precision=precision, device=device, average=average,
         micro_batch=None if micro_batch is None else min(micro_batch, batch),
         accumulates=accumulates, validation=(_judge, images) if validates else None,
     )  # fmt: skip

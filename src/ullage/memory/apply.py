@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from ullage.errors import ConfigError
+from ullage.memory.activations import unpack
 from ullage.memory.keeping import Exact, Held, Noise, Storage, without_graph
 from ullage.memory.plan import Plan
-from ullage.memory.replay import Collect, Replay
-from ullage.memory.session import Recording, Session
+from ullage.memory.replay import Collect, Enough, Entered, Replay
+from ullage.memory.session import Recording, Session, has_plain_memory, key_of
 from ullage.memory.technique import Technique
 
 ROOT = ""  # the name of the model itself among its blocks: what happens between them
@@ -31,6 +32,7 @@ class _State(threading.local):
     recording: Recording | None = None
     collect: Collect | None = None  # a replay that gathers what autograd keeps
     dry: bool = False  # inside the first run of a block: nothing is kept
+    entered: Entered = []  # noqa: RUF012  what came into a block that runs again
 
 
 _state = _State()
@@ -167,6 +169,8 @@ class _Wrapped:
             with recording.scope(technique.storage, notes=technique.recompute), _keeping(recording.pack):
                 return self.plain(*args, **kwargs)
         recording = Recording(Session(technique.storage, noise), notes=technique.recompute)
+        for tensor, held in _state.entered:
+            recording.session.note_entered(tensor, held)
         with _during(recording=recording), recording, _keeping(recording.pack):
             return self.plain(*args, **kwargs)
 
@@ -175,16 +179,21 @@ class _Wrapped:
         recording = _state.recording
         inner = Technique(recompute=self.technique.recompute, storage=self.technique.storage)
 
-        def again(arguments: tuple[Any, ...], keywords: dict[str, Any], collect: Collect) -> None:
-            with _during(recording=None, collect=collect, dry=False):
+        def again(arguments: tuple[Any, ...], keywords: dict[str, Any], collect: Collect, entered: Entered) -> None:
+            with _during(recording=None, collect=collect, dry=False, entered=entered):
                 self._inside(inner, noise, arguments, keywords)
 
         replay = Replay(self.module, again, (args, kwargs))
+        keep = _as_it_is if recording is None else recording.session.keep
         with _scope(recording, self.technique.storage):
             aside = contextlib.nullcontext() if recording is None else recording.aside()
-            with _during(dry=True), _keeping(replay.issue), aside:
-                out = self.plain(*args, **kwargs)
-            replay.end_first_run(_as_it_is if recording is None else recording.session.keep)
+            try:
+                with _during(dry=True), _keeping(replay.issue), aside, replay.first_run():
+                    out = self.plain(*args, **kwargs)
+            except Enough:  # of a block around this one
+                replay.end_first_run(keep)
+                raise
+            replay.end_first_run(keep)
         return out
 
 
@@ -206,6 +215,9 @@ def _scope(recording: Recording | None, storage: Storage) -> contextlib.Abstract
 
 
 def _as_it_is(tensor: torch.Tensor) -> Held:
+    for entered, held in _state.entered:
+        if has_plain_memory(tensor) and key_of(tensor) == key_of(entered):
+            return held
     return Exact(without_graph(tensor))
 
 
@@ -218,11 +230,4 @@ def _keeping(keep: Callable[[torch.Tensor], Held]) -> torch.autograd.graph.saved
             collect(held)
         return held
 
-    return torch.autograd.graph.saved_tensors_hooks(pack if collect else keep, _unpack)
-
-
-def _unpack(held: Held) -> torch.Tensor:
-    if type(held) is Exact:
-        return held.get()
-    with torch.no_grad():
-        return held.get()
+    return torch.autograd.graph.saved_tensors_hooks(pack if collect else keep, unpack)

@@ -1,4 +1,4 @@
-"""What each block keeps under each technique, and the time it adds, from forward traces and a model of time.
+"""What each block keeps under each technique, and the time it adds, from four traces and a model of time.
 
 Time is modelled as operations over the device's arithmetic plus bytes over its memory bandwidth; only the ratio of
 the two matters, since only slowdowns are reported.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -25,6 +25,69 @@ BALANCE = {"cpu": 5.0, "cuda float32": 15.0, "cuda half": 60.0}
 # Bytes moved to make a byte again that recompute does not keep. The CPU's figure makes the model agree with the step
 # times that bench/memory.py measures; the GPU's is what its kernels read and write.
 PASSES = {"cpu": 5.0, "cuda": 3.0}
+DEEPEST = 3  # blocks in one another
+
+Techniques: TypeAlias = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block, or a submodule of one, as it was traced. All figures include what is inside.
+
+    Attributes:
+        name: Submodule.
+        children: Submodules into which it may be divided; empty when it is not.
+        kept: Bytes kept under ``none`` and ``recompute``, and where its ``parts`` are blocks.
+        own_bytes: What is made between its children and kept where they are blocks.
+        left_bytes: Of its outputs, where only outputs of blocks are kept.
+        largest_bytes: Its largest map.
+        forward_seconds: Time of its forward pass.
+        cheap_seconds: Time to make its cheap results again.
+    """
+
+    name: str
+    children: tuple[Part, ...]
+    kept: Mapping[str, int]
+    own_bytes: int
+    left_bytes: int
+    largest_bytes: int
+    forward_seconds: float
+    cheap_seconds: float
+
+    def transient(self, technique: str) -> int:
+        """Model what is there while backward is inside, when it is one block."""
+        return transient(technique, self.kept["none" if technique == "block" else "recompute"], self.largest_bytes)
+
+    @property
+    def between_bytes(self) -> int:
+        """What is kept between its children when they are blocks. Its own outputs are not: others need those."""
+        return max(self.own_bytes + sum(child.left_bytes for child in self.children) - self.left_bytes, 0)
+
+    @property
+    def depth(self) -> int:
+        """How many times blocks may lie in one another here."""
+        return 1 + max((child.depth for child in self.children), default=0)
+
+    def inside(self, depth: int) -> Nest:
+        """Return the cost of blocks inside blocks, so many deep, the innermost ones nested."""
+        if depth == 1 or not self.children:
+            seconds = self.forward_seconds + self.cheap_seconds
+            return Nest(self.transient("nested"), seconds, ((self.name, "block+recompute"),))
+        nests = [child.inside(depth - 1) for child in self.children]
+        return Nest(
+            self.between_bytes + max(nest.transient_bytes for nest in nests),
+            self.forward_seconds + sum(nest.seconds for nest in nests),
+            ((self.name, "block"), *(technique for nest in nests for technique in nest.techniques)),
+        )
+
+
+@dataclass(frozen=True)
+class Nest:
+    """Blocks inside a block: what is there while backward is inside, the time added, the technique of each."""
+
+    transient_bytes: int
+    seconds: float
+    techniques: Techniques
 
 
 @dataclass(frozen=True)
@@ -32,59 +95,58 @@ class BlockCost:
     """One block, for the traced batch.
 
     Attributes:
-        name: Submodule.
-        kept: Bytes kept under each technique, by its name.
-        largest_bytes: Its largest map.
-        parts: Its submodules when it is divided; empty when it is not.
-        part_transients: What the worst of them needs while backward is in it, by technique.
-        forward_seconds: Time of its forward pass.
-        cheap_seconds: Time to make its cheap results again.
+        part: The block and its parts.
+        entering_bytes: What enters it from outside the network.
         gradient_bytes: Of its parameters.
         static_bytes: Of the whole model and its optimizer.
         gradients_bytes: Of the whole model.
         end_bytes: What the loss adds while everything is kept.
+        waiting_bytes: What a trace of nested blocks needs here beyond the model, below zero where it needs less.
     """
 
-    name: str
-    kept: Mapping[str, int]
-    largest_bytes: int
-    parts: tuple[str, ...]
-    part_transients: Mapping[str, int]
-    forward_seconds: float
-    cheap_seconds: float
+    part: Part
+    entering_bytes: int
     gradient_bytes: int
     static_bytes: int
     gradients_bytes: int
     end_bytes: int
+    waiting_bytes: int = 0
 
     def block(self, share: float) -> Block:
         """Return the knapsack's item for a share of the batch."""
+        part = self.part
+        seconds, again = part.forward_seconds, part.forward_seconds + part.cheap_seconds
+        big, left = part.largest_bytes, part.left_bytes
+        ways: list[tuple[str, int, int, float, Techniques]] = [
+            ("none", part.kept["none"], big, 0.0, ((part.name, "none"),)),
+            ("recompute", part.kept["recompute"], 2 * big, part.cheap_seconds, ((part.name, "recompute"),)),
+            ("block", left, part.transient("block"), seconds, ((part.name, "block"),)),
+            ("nested", left, part.transient("nested"), again, ((part.name, "block+recompute"),)),
+        ]
+        if part.children:
+            for name, way, added in (("block", "block", seconds), ("nested", "block+recompute", again)):
+                worst = max(child.transient(name) for child in part.children)
+                techniques = tuple((child.name, way) for child in part.children)
+                ways.append((f"{name} in parts", part.kept["parts"], worst, added, techniques))
+        for depth in range(2, part.depth + 1):
+            nest = part.inside(depth)
+            ways.append((f"nested {depth} deep", left, nest.transient_bytes, nest.seconds, nest.techniques))
 
         def scaled(nbytes: float) -> int:
             return int(nbytes * share) + 1
 
-        big, plain, cheap = self.largest_bytes, self.kept["none"], self.kept["recompute"]
-        again = self.forward_seconds + self.cheap_seconds
-        ways = [
-            ("none", plain, big, 0.0, ("none",)),
-            ("recompute", cheap, 2 * big, self.cheap_seconds, ("recompute",)),
-            ("block", self.kept["block"], transient("block", plain, big), self.forward_seconds, ("block",)),
-            ("nested", self.kept["block"], transient("nested", cheap, big), again, ("block+recompute",)),
-        ]
         options = [
-            Option(name, scaled(kept), scaled(transient), seconds * share, ((self.name, technique[0]),))
-            for name, kept, transient, seconds, technique in ways
-        ]  # fmt: skip
-        for name, technique, seconds in (
-            ("block in parts", "block", self.forward_seconds),
-            ("nested in parts", "block+recompute", again),
-        ):
-            if self.parts:
-                options.append(
-                    Option(name, scaled(self.kept["parts"]), scaled(self.part_transients[technique]), seconds * share,
-                           tuple((part, technique) for part in self.parts))
-                )  # fmt: skip
-        return Block(self.name, tuple(options), self.gradient_bytes)
+            Option(
+                name, scaled(self.entering_bytes + kept), scaled(worst + self._waiting(name)), added * share, techniques
+            )
+            for name, kept, worst, added, techniques in ways
+        ]
+        return Block(part.name, tuple(options), self.gradient_bytes)
+
+    def _waiting(self, way: str) -> int:
+        if way in ("none", "recompute"):  # their peaks are near the end of the forward pass, before much waits
+            return 0
+        return self.waiting_bytes if way == "nested" else max(self.waiting_bytes, 0)
 
 
 def transient(way: str, kept_bytes: int, largest_bytes: int) -> int:
@@ -94,7 +156,7 @@ def transient(way: str, kept_bytes: int, largest_bytes: int) -> int:
     """
     if way == "block":
         return kept_bytes + largest_bytes
-    return int(1.1 * kept_bytes + 2.5 * largest_bytes)
+    return int(kept_bytes + 2.1 * largest_bytes)
 
 
 class CostLedger(Ledger):
@@ -129,10 +191,10 @@ def operations(func: Any, args: Any, out: Any) -> float:
 
 
 def block_costs(step: Step, model: nn.Module, batch: Any, setting: Setting) -> tuple[list[BlockCost], float]:
-    """Trace the forward pass three times; return the blocks, and the time of a plain step."""
+    """Trace three forward passes and one nested step; return the blocks, and the time of a plain step."""
     names = block_names(model)
-    divided = {name: parts_of(model, name) for name in names}
-    watched = [*names, *(part for parts in divided.values() for part in parts)]
+    trees = {name: tree_of(model, name) for name in names}
+    watched = [one for tree in trees.values() for one in tree.all()]
 
     def traced(techniques: Mapping[str, Technique], ledger: Ledger | None = None) -> Trace:
         return trace_step(step, model, batch, techniques=techniques, setting=setting, blocks=watched, forward_only=True,
@@ -141,53 +203,85 @@ def block_costs(step: Step, model: nn.Module, batch: Any, setting: Setting) -> t
     ledger = CostLedger()
     plain = traced({}, ledger)
     cheap = traced(dict.fromkeys(names, Technique(recompute=True)))
-    fine = [part for name in names for part in divided[name] or (name,)]
-    parted = traced(dict.fromkeys(fine, Technique(block=True)))
-
-    balance = BALANCE["cpu" if setting.device_type == "cpu" else
-                      "cuda half" if setting.precision in ("fp16", "bf16") else "cuda float32"]  # fmt: skip
-    passes = PASSES["cpu" if setting.device_type == "cpu" else "cuda"]
+    parts = [child.name for tree in trees.values() for child in tree.children or (tree,)]
+    forwards = {"none": plain, "recompute": cheap, "parts": traced(dict.fromkeys(parts, Technique(block=True)))}
+    nested = trace_step(
+        step, model, batch, techniques=dict.fromkeys(names, Technique(block=True, recompute=True)), setting=setting,
+        blocks=names,
+    )  # fmt: skip
     largest: defaultdict[str, int] = defaultdict(int)
     for piece in ledger.pieces:
         if piece.phase == "forward":
             largest[piece.block] = max(largest[piece.block], piece.nbytes)
-    gradients = {
-        name: sum(p.untyped_storage().nbytes() for p in model.get_submodule(name).parameters() if p.requires_grad)
-        for name in names
-    }
-    all_gradients = sum(p.untyped_storage().nbytes() for p in model.parameters() if p.requires_grad)
-    inputs = sum(p.nbytes for p in ledger.pieces if p.category == "inputs")
-    end = max(_loss_bytes(trace) for trace in (plain, cheap, parted))
-    costs: list[BlockCost] = []
-    for index, name in enumerate(names):
-        own = [name, *divided[name]]
-        entering = inputs if index == 0 else 0
-        transients = {
-            technique: max((transient(way, kept.kept.get(part, 0), largest[part]) for part in own), default=0)
-            for technique, way, kept in (("block", "block", plain), ("block+recompute", "nested", cheap))
-        }
-        kept = {"none": plain, "recompute": cheap, "parts": parted}
-        arithmetic = sum(ledger.operations[part] for part in own) / balance
-        moved = 2 * sum(ledger.written[part] for part in own)
-        held = {key: entering + sum(trace.kept.get(part, 0) for part in own) for key, trace in kept.items()}
-        held["block"] = entering + parted.left.get(name, 0)
-        costs.append(
-            BlockCost(
-                name=name,
-                kept=held,
-                largest_bytes=max(largest[part] for part in own),
-                parts=tuple(divided[name]),
-                part_transients=transients,
-                forward_seconds=arithmetic + moved,
-                cheap_seconds=passes * max(held["none"] - held["recompute"], 0),
-                gradient_bytes=gradients[name],
-                static_bytes=plain.static_bytes - inputs,
-                gradients_bytes=all_gradients,
-                end_bytes=end,
-            )
+    balance = BALANCE["cpu" if setting.device_type == "cpu" else
+                      "cuda half" if setting.precision in ("fp16", "bf16") else "cuda float32"]  # fmt: skip
+    passes = PASSES["cpu" if setting.device_type == "cpu" else "cuda"]
+
+    def part(tree: Tree) -> Part:
+        own = tree.all()
+        kept = {key: sum(trace.kept.get(one, 0) for one in own) for key, trace in forwards.items()}
+        arithmetic = sum(ledger.operations[one] for one in own) / balance
+        return Part(
+            name=tree.name,
+            children=tuple(part(child) for child in tree.children),
+            kept=kept,
+            own_bytes=plain.kept.get(tree.name, 0),
+            left_bytes=plain.left.get(tree.name, 0),
+            largest_bytes=max(largest[one] for one in own),
+            forward_seconds=arithmetic + 2 * sum(ledger.written[one] for one in own),
+            cheap_seconds=passes * max(kept["none"] - kept["recompute"], 0),
         )
+
+    inputs = sum(p.nbytes for p in ledger.pieces if p.category == "inputs")
+    end = max(_loss_bytes(trace) for trace in (plain, cheap))
+    costs = [
+        BlockCost(
+            part=part(trees[name]),
+            entering_bytes=inputs if name == names[0] else 0,
+            gradient_bytes=_gradient_bytes(model.get_submodule(name)),
+            static_bytes=plain.static_bytes - inputs,
+            gradients_bytes=_gradient_bytes(model),
+            end_bytes=end,
+        )
+        for name in names
+    ]
+    costs = _corrected(costs, nested.backward_peaks())
     total_operations, total_written = sum(ledger.operations.values()), sum(ledger.written.values())
     return costs, 3 * total_operations / balance + 2.5 * 2 * total_written
+
+
+def _corrected(costs: list[BlockCost], peaks: Mapping[str, int]) -> list[BlockCost]:
+    """Put what a trace of nested blocks showed into the model: gradients wait for blocks that are yet to come."""
+    level, gradients = costs[0].static_bytes, costs[0].gradients_bytes
+    corrected: list[BlockCost] = []
+    for cost in costs:
+        level += cost.entering_bytes + cost.part.left_bytes
+        modelled = level + cost.part.transient("nested") + gradients
+        corrected.append(replace(cost, waiting_bytes=peaks.get(cost.part.name, modelled) - modelled))
+        gradients -= cost.gradient_bytes
+    return corrected
+
+
+def _gradient_bytes(module: nn.Module) -> int:
+    return sum(p.untyped_storage().nbytes() for p in module.parameters() if p.requires_grad)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A block and the parts into which it may be divided, and those parts' parts."""
+
+    name: str
+    children: tuple[Tree, ...]
+
+    def all(self) -> list[str]:
+        """Return its name and those of all in it."""
+        return [self.name, *(name for child in self.children for name in child.all())]
+
+
+def tree_of(model: nn.Module, name: str, depth: int = DEEPEST) -> Tree:
+    """Divide a block into parts, so many levels of blocks in all."""
+    parts = parts_of(model, name) if depth > 1 else []
+    return Tree(name, tuple(tree_of(model, part, depth - 1) for part in parts))
 
 
 def parts_of(model: nn.Module, name: str) -> list[str]:

@@ -6,6 +6,7 @@ Three ways to hold: as it is, in eight bits, or in the host's memory. A fourth, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -23,6 +24,10 @@ class Held(Protocol):
 
     def get(self) -> torch.Tensor:
         """Return the tensor."""
+        ...
+
+    def take(self) -> tuple[torch.Tensor, bool]:
+        """Return the tensor, and whether it was made just now and nobody else has it."""
         ...
 
 
@@ -114,6 +119,15 @@ class Exact:
             )
         return self._tensor
 
+    def take(self) -> tuple[torch.Tensor, bool]:
+        """Return the tensor; it stays here."""
+        return self.get(), False
+
+
+def exactly(values: Iterable[Any]) -> list[Any]:
+    """Hold the tensors among some values as they are."""
+    return [Exact(without_graph(x)) if isinstance(x, torch.Tensor) else x for x in values]
+
 
 class InEightBits:
     """One byte a value and one scale a channel. Integers are rounded stochastically: right on average, not exact.
@@ -143,6 +157,10 @@ class InEightBits:
         for codes, into in _pieces(self._codes, values):
             into.copy_(codes.float() * self._scale)
         return values
+
+    def take(self) -> tuple[torch.Tensor, bool]:
+        """Return the tensor, rounded and new."""
+        return self.get(), True
 
 
 class InHostMemory:
@@ -175,6 +193,10 @@ class InHostMemory:
             torch.cuda.current_stream(self._device).wait_event(self._ready)
         back = _like(self._host, self._stride, self._host.dtype, self._device)
         return back.copy_(self._host, non_blocking=self._ready is not None)
+
+    def take(self) -> tuple[torch.Tensor, bool]:
+        """Return the tensor on its device, new."""
+        return self.get(), True
 
 
 def _like(

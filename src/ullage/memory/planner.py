@@ -1,9 +1,9 @@
 """Find the fastest exact way to run a step within a budget.
 
-Three short traces (forward only) tell what each block keeps under each technique. A knapsack over the blocks makes a
-ladder of choices, each needing less memory and more time than the one above it. The search starts at the rung where the
-model sees the budget, and traces rungs in full, under the engine itself, until one fits and the next faster one does
-not. What is printed and promised is always a full trace.
+Three forward passes and one nested step, traced, tell what each block keeps under each technique. A knapsack over the
+blocks makes a ladder of choices, each needing less memory and more time than the one above it. The search starts at the
+rung where the model sees the budget, and traces rungs in full, under the engine itself, until one fits and the next
+faster one does not. What is printed and promised is always a full trace.
 
 Exactness comes first: one pass before several, since micro-batches change BatchNorm's statistics; within a number of
 passes the least time wins. ``int8`` and lower precision are never chosen silently.
@@ -31,7 +31,7 @@ from ullage.memory.fakes import fake_batch, faked
 from ullage.memory.ledger import Ledger
 from ullage.memory.plan import Considered, Estimate, Plan, need
 from ullage.memory.technique import Technique
-from ullage.memory.trace import OptimizerLike, PrecisionName, Setting, Step, enter_standing, trace_step
+from ullage.memory.trace import OptimizerLike, PrecisionName, Setting, Step, Trace, enter_standing, trace_step
 from ullage.units import format_bytes, parse_bytes
 
 OVERHEAD = {"cuda": 1.12}  # a GPU's allocator reserves more than is allocated: where the search begins
@@ -209,7 +209,35 @@ class _Search:
                 break
             guess = self._guess(modelled, fixed)
             at = max(at + 1, guess) if fits else min(at - 1, guess)
-        return best
+        return best or self._deepest(size)
+
+    def _deepest(self, size: int) -> Plan | None:
+        """Nest every block as deep as it must be.
+
+        What waits between blocks does not depend on the depth, so a trace a depth tells what every block needs at it.
+        """
+        assert self.budget is not None
+        parts = [cost.part for cost in self.costs[0]]
+        chosen: dict[str, int] = {}
+        for depth in range(1, max(part.depth for part in parts) + 1):
+            nests = {part.name: part.inside(min(depth, part.depth)) for part in parts}
+            techniques = dict(t for nest in nests.values() for t in nest.techniques)
+            trace = self._traced(techniques, size, blocks=list(nests))
+            peaks, whole = trace.backward_peaks(), estimate_of(trace, self.setting)
+            for part in parts:
+                reserved = peaks.get(part.name, 0) * whole.reserved_bytes // whole.peak_bytes
+                fits = self._needed(reserved) <= self.budget
+                if part.name not in chosen and (fits or depth >= part.depth):
+                    chosen[part.name] = depth
+            if len(chosen) == len(parts):
+                break
+        nests = [part.inside(min(chosen[part.name], part.depth)) for part in parts]
+        techniques = dict(t for nest in nests for t in nest.techniques)
+        slowdown = 1 + sum(nest.seconds for nest in nests) / self.costs[1]
+        traced = self._trace(techniques, size)
+        fits = self._fits(traced)
+        self._note("nested as deep as it must be", size, need(traced), slowdown, fits=fits, traced=True)
+        return self._plan(techniques, size, traced, slowdown) if fits else None
 
     def _guess(self, modelled: Sequence[int], fixed: int) -> int:
         """Return the highest rung that fits, by the model and what traces showed against it."""
@@ -217,12 +245,13 @@ class _Search:
         return max(sum(fixed + self.factor * nbytes <= self.budget for nbytes in modelled) - 1, 0)
 
     def _trace(self, techniques: Mapping[str, str], size: int) -> Estimate:
-        setting = self._setting(size)
-        trace = trace_step(
-            self.step, self.model, take(self.batch, size), setting=setting,
+        return estimate_of(self._traced(techniques, size), self._setting(size), self.val_peak_bytes)
+
+    def _traced(self, techniques: Mapping[str, str], size: int, blocks: Sequence[str] | None = None) -> Trace:
+        return trace_step(
+            self.step, self.model, take(self.batch, size), setting=self._setting(size), blocks=blocks,
             techniques={name: Technique.parse(text) for name, text in techniques.items()},
         )  # fmt: skip
-        return estimate_of(trace, setting, self.val_peak_bytes)
 
     def _setting(self, size: int) -> Setting:
         """Return what holds when so many images go through the model at a time."""

@@ -15,6 +15,9 @@ import torch
 
 from ullage.memory.keeping import Exact, Held, Noise, Storage, hold, storage_bytes, without_graph
 from ullage.memory.lowering import lowered_dtype
+from ullage.memory.rules import MAY_ALIAS
+
+OUTSIDE = -1  # the scope of no block
 
 Function = Callable[..., Any]
 Context = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -74,6 +77,11 @@ class Leaf:
         assert self._held is not None, "a leaf was asked for before it was held"
         return self._held.get()
 
+    def take(self) -> tuple[torch.Tensor, bool]:
+        """Return the tensor; it stays here, unless it has to be made."""
+        assert self._held is not None, "a leaf was asked for before it was held"
+        return self._held.take()
+
 
 class Recipe:
     """How to make a tensor again.
@@ -99,6 +107,7 @@ class Recipe:
         "_autocast",
         "_function",
         "_ingredients",
+        "_is_new",
         "_keywords",
         "_scope",
         "_value",
@@ -122,6 +131,7 @@ class Recipe:
         self._value: Any = None
         self._waiting = 0
         self._ingredients: list[Recipe] = []
+        self._is_new = nbytes > 0 and function not in MAY_ALIAS
         self.effort = nbytes
         self.leaves: frozenset[Leaf] = frozenset()
         self._find_ingredients(arguments)
@@ -157,9 +167,17 @@ class Recipe:
 
     def get(self) -> torch.Tensor:
         """Return the result to one who announced it."""
+        return self.take()[0]
+
+    def take(self) -> tuple[torch.Tensor, bool]:
+        """Return the result to one who announced it, and whether nobody waits for it any more."""
         value = self._make(self._scope)
         self.release()
-        return value
+        return value, self._is_new and self._value is None
+
+    def make(self) -> torch.Tensor:
+        """Return the result to one who will ask again; nothing is kept on the way."""
+        return self._make(OUTSIDE)
 
     def _make(self, scope: int) -> Any:
         if self._value is not None:

@@ -11,6 +11,7 @@ alone: they move once a step.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
@@ -18,17 +19,26 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ullage.errors import ConfigError
-from ullage.memory.keeping import Held, version_of
+from ullage.memory.activations import call
+from ullage.memory.keeping import Exact, Held, exactly, version_of, without_graph
 from ullage.memory.lowering import autocast_now, lowered_dtype
+from ullage.memory.recipes import Function, Recipe
+from ullage.memory.rules import batch_norm
+from ullage.memory.session import autocast_of, has_plain_memory, is_tiny, key_of
 
 Collect = Callable[[Any], None]
-Again = Callable[[tuple[Any, ...], dict[str, Any], Collect], None]
+Entered = list[tuple[torch.Tensor, Recipe]]  # what enters a block, and how it can be made once more
+Again = Callable[[tuple[Any, ...], dict[str, Any], Collect, Entered], None]
 
 
-class _Enough(Exception):
+_functorch_is_active: Any = torch._C._are_functorch_transforms_active  # pyright: ignore[reportPrivateUsage]
+
+
+class Enough(Exception):
     """Everything that backward asks for has been made."""
 
 
@@ -42,7 +52,13 @@ class _Input:
 
     def get(self) -> torch.Tensor:
         """Return the tensor without its past."""
-        return self.held.get().detach().requires_grad_(self.requires_grad)
+        tensor = self.held.make() if type(self.held) is Recipe else self.held.get()
+        return tensor.detach().requires_grad_(self.requires_grad)
+
+    def done(self) -> None:
+        """End the first run's claim; what the second run keeps has claims of its own."""
+        if type(self.held) is Recipe:
+            self.held.release()
 
 
 class Ticket:
@@ -55,6 +71,10 @@ class Ticket:
 
     def get(self) -> torch.Tensor:
         """Return the tensor, running the block again if need be."""
+        return self.take()[0]
+
+    def take(self) -> tuple[torch.Tensor, bool]:
+        """Return the tensor, and whether nobody else has it."""
         return self._replay.redeem(self._number)
 
 
@@ -63,7 +83,8 @@ class Replay:
 
     Args:
         module: The block.
-        again: Runs it in the techniques that hold inside it, collecting what autograd keeps.
+        again: Runs it in the techniques that hold inside it, collecting what autograd keeps. It is told which of its
+            inputs were made by a recipe, so that they are made again and not kept.
         inputs: Positional and named arguments.
     """
 
@@ -73,16 +94,37 @@ class Replay:
         self._surroundings = _Surroundings(module, self._inputs)
         self._buffers = [(name, b, version_of(b)) for name, b in _buffers_beside_norms(module)]
         self._versions = [version_of(x) if isinstance(x, torch.Tensor) else 0 for x in self._inputs]
-        self._wanted: list[tuple[torch.Size, torch.dtype]] = []
+        self._wanted: list[tuple[torch.Size, torch.dtype] | None] = []  # None: kept from the first run
+        self._last = -1  # of those that the second run makes
+        self._norm: _Normalised | None = None
         self._made: dict[int, Held] = {}
 
-    def issue(self, tensor: torch.Tensor) -> Ticket:
+    def first_run(self) -> TorchFunctionMode:
+        """Return the mode in which the block runs the first time."""
+        return _FirstRun(self)
+
+    def issue(self, tensor: torch.Tensor) -> Ticket | Exact:
         """Autograd wants to keep a tensor of the first run."""
+        number = len(self._wanted)
+        if has_plain_memory(tensor) and is_tiny(tensor):  # to make it again would need the statement after it to run
+            self._wanted.append(None)
+            return Exact(without_graph(tensor))
         self._wanted.append((tensor.shape, tensor.dtype))
-        return Ticket(self, len(self._wanted) - 1)
+        if self._norm is not None and self._norm.is_result(tensor):
+            self._norm.number = number
+        return Ticket(self, number)
+
+    def batch_norm(self, x: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        """Run BatchNorm the first time, and note how its result can be made from ``x`` alone."""
+        issued, key = len(self._wanted), key_of(x) if has_plain_memory(x) else None
+        out, again, others = batch_norm(x, *arguments, **keywords)
+        self._norm = None
+        if key is not None and len(self._wanted) > issued and self._wanted[issued] is not None:
+            self._norm = _Normalised(out, issued, again, exactly(others))
+        return out
 
     def end_first_run(self, keep: Callable[[torch.Tensor], Held]) -> None:
-        """Keep what entered the block, if there will be a second run.
+        """Keep what entered the block, if there will be a second run; also when the first was cut short.
 
         Args:
             keep: Chooses how.
@@ -90,7 +132,7 @@ class Replay:
         Raises:
             ConfigError: The block has changed its buffers or its inputs.
         """
-        if self._wanted:
+        if any(self._wanted):
             name = type(self._module).__name__
             for key, buffer, version in self._buffers:
                 if version_of(buffer) != version:
@@ -105,52 +147,108 @@ class Replay:
                         "use technique='recompute' for this block"
                     )
         self._buffers.clear()
-        if self._wanted:
+        numbers = [number for number, wanted in enumerate(self._wanted) if wanted is not None]
+        if self._norm is not None and numbers and self._norm.number == numbers[-1]:
+            numbers.pop()  # the block ends with it: the second run can stop at what enters BatchNorm
+        else:
+            self._norm = None
+        self._last = numbers[-1] if numbers else -1
+        if numbers:
             # One tensor that enters twice is one tensor the second time too: attention asks whether query is key.
             kept = {id(x): _Input(keep(x), x.requires_grad) for x in self._inputs if isinstance(x, torch.Tensor)}
             self._inputs = [kept[id(x)] if isinstance(x, torch.Tensor) else x for x in self._inputs]
 
-    def redeem(self, number: int) -> torch.Tensor:
-        """Return a tensor of the first run; each is handed out once a replay.
+    def redeem(self, number: int) -> tuple[torch.Tensor, bool]:
+        """Return a tensor of the first run, and whether nobody else has it; each is handed out once a replay.
 
         Raises:
             RuntimeError: The block did not do the same the second time, or its weights were changed in between.
         """
-        if number not in self._made:
+        norm = self._norm if self._norm is not None and self._norm.number == number else None
+        source = number if norm is None else norm.entered
+        if source not in self._made:
             self._run_again()
-        tensor = self._made.pop(number).get()
-        shape, dtype = self._wanted[number]
-        if tensor.shape != shape or tensor.dtype != dtype:
+        tensor, is_owned = self._made.pop(number).take() if norm is None else norm.make(self._made[source])
+        wanted = self._wanted[number]
+        if (tensor.shape, tensor.dtype) != wanted:
+            shape, dtype = wanted or (tensor.shape, tensor.dtype)
             raise RuntimeError(
                 f"{type(self._module).__name__} made a tensor of shape {tuple(shape)} ({dtype}) the first time and "
                 f"{tuple(tensor.shape)} ({tensor.dtype}) when it was run again: {_ADVICE}"
             )
-        return tensor
+        return tensor, is_owned
 
     def _run_again(self) -> None:
-        made: list[Held] = []
-        wanted = len(self._wanted)
+        made: dict[int, Held] = {}
+        seen = 0
 
         def collect(held: Held) -> None:
-            made.append(held)
-            if len(made) == wanted:
-                raise _Enough
+            nonlocal seen
+            if self._wanted[seen] is not None:
+                made[seen] = held
+            seen += 1
+            if seen > self._last:
+                raise Enough
 
         entered = {x: x.get() for x in self._inputs if isinstance(x, _Input)}
+        by_recipe: Entered = [(tensor, x.held) for x, tensor in entered.items() if type(x.held) is Recipe]
         flat = [entered[x] if isinstance(x, _Input) else x for x in self._inputs]
         del entered
         arguments, keywords = tree_unflatten(flat, self._structure)
-        with contextlib.suppress(_Enough), self._surroundings.again(), torch.enable_grad():
-            self._again(arguments, keywords, collect)
-        if len(made) != wanted:
+        with contextlib.suppress(Enough), self._surroundings.again(), torch.enable_grad():
+            self._again(arguments, keywords, collect, by_recipe)
+        for x in self._inputs:
+            if isinstance(x, _Input):
+                x.done()
+        if seen <= self._last:
             raise RuntimeError(
-                f"{type(self._module).__name__} kept {wanted} tensors the first time and {len(made)} when it was run "
-                f"again: {_ADVICE}"
+                f"{type(self._module).__name__} kept {len(self._wanted)} tensors the first time and {seen} when it was "
+                f"run again: {_ADVICE}"
             )
-        self._made = dict(enumerate(made))
+        self._made = made
 
 
 _ADVICE = "its forward depends on something that changes; train it with technique='recompute' or 'none'"
+
+
+class _FirstRun(TorchFunctionMode):
+    """Watches a block's first run."""
+
+    def __init__(self, replay: Replay) -> None:
+        super().__init__()
+        self._replay = replay
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        keywords: dict[str, Any] = kwargs or {}
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _functorch_is_active():
+            return func(*args, **keywords)
+        if func is torch.nn.functional.batch_norm:
+            return self._replay.batch_norm(*args, **keywords)
+        return call(func, args, keywords)
+
+
+class _Normalised:
+    """The result of the latest BatchNorm of a first run.
+
+    Attributes:
+        entered: Number of the tensor that entered it.
+        number: Number of the result, once autograd wants it.
+    """
+
+    def __init__(self, out: torch.Tensor, entered: int, again: Function, others: list[Any]) -> None:
+        self.entered, self.number = entered, -1
+        self._again, self._others, self._autocast = again, others, autocast_of(out)
+        self._key, self._version, self._storage = key_of(out), version_of(out), weakref.ref(out.untyped_storage())
+
+    def is_result(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is the result, still there and unchanged."""
+        there = self._storage() is not None and has_plain_memory(tensor)
+        return there and key_of(tensor) == self._key and version_of(tensor) == self._version
+
+    def make(self, entered: Held) -> tuple[torch.Tensor, bool]:
+        """Make the result again, from what entered."""
+        arguments = [Exact(entered.get()), *self._others]
+        return Recipe(self._again, arguments, {}, autocast=self._autocast, scope=0, nbytes=1).take()
 
 
 class _Surroundings:

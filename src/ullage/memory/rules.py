@@ -44,6 +44,9 @@ _NORMS_AND_POOLS: tuple[Function, ...] = (
     F.adaptive_avg_pool2d, torch.max_pool2d, F.max_pool1d, F.adaptive_max_pool2d, F.max_pool2d,
 )  # fmt: skip
 
+# What these return may be their argument, or lie in its memory.
+MAY_ALIAS: frozenset[Function] = frozenset((*_VIEWS, T.to, T.float, T.half, T.bfloat16, T.type_as))
+
 _CHEAP: tuple[Function, ...] = (*_VIEWS, *_ARITHMETIC, *_ASSEMBLY, *_ACTIVATIONS, *_NORMS_AND_POOLS)
 
 _IN_PLACE_POSITION: dict[Function, int] = {
@@ -94,6 +97,28 @@ def _on_a_copy(function: Function, x: torch.Tensor, *arguments: Any, **keywords:
 
 
 _ON_A_COPY: dict[Function, Function] = {f: functools.partial(_on_a_copy, f) for f in _OVERWRITING}
+
+
+def batch_norm(
+    x: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[torch.Tensor, Function, tuple[Any, ...]]:
+    """Run BatchNorm. Returns its result, and what makes it again: a function, and its arguments after ``x``."""
+    one_value = x.numel() <= x.shape[1]  # F.batch_norm refuses it
+    if training and x.is_cpu and x.dim() > 2 and not one_value:
+        out, mean_C, scale_C = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
+        return out, normalise, (weight, bias, mean_C, scale_C)
+    out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if training:
+        return out, normalise_again, (weight, bias, momentum, eps)
+    recorded = tuple(t if t is None else t.detach().clone() for t in (running_mean, running_var))
+    return out, F.batch_norm, (*recorded, weight, bias, False, momentum, eps)
 
 
 def normalise(

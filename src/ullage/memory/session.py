@@ -20,10 +20,11 @@ from torch.overrides import (
     _pop_mode_temporarily,  # pyright: ignore[reportPrivateUsage]
 )
 
-from ullage.memory.keeping import TINY_BYTES, Exact, Held, Noise, Storage, storage_bytes, without_graph
+from ullage.memory.activations import call
+from ullage.memory.keeping import TINY_BYTES, Exact, Held, Noise, Storage, exactly, storage_bytes, without_graph
 from ullage.memory.lowering import autocast_now, lowered_dtype
 from ullage.memory.recipes import Context, Leaf, Origin, Recipe
-from ullage.memory.rules import ROLES, normalise, normalise_again, out_of_place, weight_shape, works_in_place
+from ullage.memory.rules import ROLES, batch_norm, out_of_place, weight_shape, works_in_place
 
 # Bytes that a recipe may write for each byte of its result. It bounds the time where residual sums form long chains.
 MAX_EFFORT = 16
@@ -78,6 +79,15 @@ class Session:
         """Remember where a tensor comes from."""
         version = tensor._version  # pyright: ignore[reportPrivateUsage]
         self._known[key] = weakref.ref(tensor.untyped_storage()), version, origin
+
+    def note_entered(self, tensor: torch.Tensor, recipe: Recipe) -> None:
+        """Remember that a tensor need not be held: it was made by a recipe of an earlier session, and can be again."""
+        if not has_plain_memory(tensor) or is_tiny(tensor):
+            return
+        key = key_of(tensor)
+        leaf = Leaf(tensor, key[0])
+        leaf.become(recipe)
+        self.note(key, tensor, leaf)
 
     def find(self, key: Key, tensor: torch.Tensor) -> Recipe | Leaf | None:
         """Return where a tensor comes from, unless it is unknown or was changed in place since."""
@@ -260,7 +270,7 @@ class Recording(TorchFunctionMode):
             return func(*args, **keywords)
         self._results = []
         try:
-            out = func(*args, **keywords)
+            out = call(func, args, keywords)
             if in_place:
                 func, origins, keywords = out_of_place(func, origins, keywords)
             self._note(func, origins, keywords, out)
@@ -283,10 +293,10 @@ class Recording(TorchFunctionMode):
             key = self._key_of_new(out)
             if key is not None:
                 written = 0 if out._is_view() or _shares(key[0], origins) else out.nbytes
-                recipe = Recipe(func, origins, keywords, autocast=_autocast(out), scope=scope, nbytes=written)
+                recipe = Recipe(func, origins, keywords, autocast=autocast_of(out), scope=scope, nbytes=written)
                 self._note_one(recipe, key, out)
         elif type(out) in (list, tuple) and out and isinstance(out[0], torch.Tensor):
-            autocast = _autocast(out[0])
+            autocast = autocast_of(out[0])
             whole = Recipe(func, origins, keywords, autocast=autocast, scope=scope, nbytes=0)
             for index, item in enumerate(out):
                 key = self._key_of_new(item) if isinstance(item, torch.Tensor) else None
@@ -312,34 +322,13 @@ class Recording(TorchFunctionMode):
                 session.let_go(leaf, recipe)
         session.note(key, out, recipe)
 
-    def _batch_norm(
-        self,
-        input: torch.Tensor,
-        running_mean: torch.Tensor | None,
-        running_var: torch.Tensor | None,
-        weight: torch.Tensor | None = None,
-        bias: torch.Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> torch.Tensor:
-        statistics = () if training else (running_mean, running_var)
+    def _batch_norm(self, x: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
         try:
-            x, *origins = [self._origin(item) for item in (input, *statistics, weight, bias)]
+            origin = self._origin(x)
         except _NotKnowable:
-            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        one_value = input.numel() <= input.shape[1]  # F.batch_norm refuses it
-        if training and input.is_cpu and input.dim() > 2 and not one_value:
-            out, mean_C, scale_C = torch.native_batch_norm(
-                input, weight, bias, running_mean, running_var, True, momentum, eps
-            )
-            self._note(normalise, [x, *origins, mean_C, scale_C], {}, out)
-            return out
-        out = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        if training:
-            self._note(normalise_again, [x, *origins, momentum, eps], {}, out)
-        else:
-            self._note(F.batch_norm, [x, *origins, False, momentum, eps], {}, out)
+            return F.batch_norm(x, *arguments, **keywords)
+        out, again, others = batch_norm(x, *arguments, **keywords)
+        self._note(again, [origin, *exactly(others)], {}, out)
         return out
 
 
@@ -374,6 +363,7 @@ def _device_type(tensor: torch.Tensor) -> str:
     return "cpu" if tensor.is_cpu else tensor.device.type
 
 
-def _autocast(out: torch.Tensor) -> Context | None:
+def autocast_of(out: torch.Tensor) -> Context | None:
+    """Return what brings back the types of now for a tensor's device, None when autocast is off."""
     kind = _device_type(out)
     return None if lowered_dtype(kind) is None else autocast_now(kind)

@@ -75,6 +75,20 @@ class Trace:
     left: dict[str, int] = field(default_factory=dict[str, int])
     static_bytes: int = 0
 
+    def backward_peaks(self) -> dict[str, int]:
+        """Return the most bytes alive while backward is in each block."""
+        peaks: dict[str, int] = {}
+        marks = [*self.backward_blocks, ("", len(self.ledger.events))]
+        level = position = 0
+        block = ""
+        for name, begins in marks:
+            for event in self.ledger.events[position:begins]:
+                level += self.ledger.pieces[event].nbytes if event >= 0 else -self.ledger.pieces[~event].nbytes
+                peaks[block] = max(peaks.get(block, 0), level)
+            block, position = name, begins
+        peaks.pop("", None)
+        return peaks
+
 
 def trace_step(
     step: Step,
