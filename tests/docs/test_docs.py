@@ -19,7 +19,7 @@ import ullage.config as config
 from ullage import api
 from ullage.apps.cli.arguments import VERBS
 from ullage.apps.cli.main import main
-from ullage.config import PredictConfig, TrainConfig, ValConfig, VerbConfig
+from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig, VerbConfig
 from ullage.config.tools import DataCheckConfig, DataConvertConfig, PlanConfig
 from ullage.data.index import ProblemKind
 from ullage.data.yaml_file import KEYS as DATA_KEYS
@@ -34,6 +34,7 @@ CONFIGS: dict[str, tuple[Path, type[VerbConfig]]] = {
     "train": (DOCS / "train.md", TrainConfig),
     "val": (DOCS / "train.md", ValConfig),
     "predict": (DOCS / "predict.md", PredictConfig),
+    "export": (DOCS / "deploy.md", ExportConfig),
     "plan": (DOCS / "train.md", PlanConfig),
     "data check": (DOCS / "data.md", DataCheckConfig),
     "data convert": (DOCS / "data.md", DataConvertConfig),
