@@ -76,7 +76,8 @@ class ImageStore:
         self._side = side
         self._exact = exact
         self._shared_memory = processes > 1 and not inherited
-        self._bytes_I = base_bytes(dataset, side)
+        self._base_hw_I2 = base_sizes(dataset, side)
+        self._bytes_I = 3 * self._base_hw_I2.prod(1)
         self._recent: RecentImages | None = None
         if cache != "ram" and (reuse or self._bytes_I.sum() <= RECENT_BYTES):
             self._recent = RecentImages(self._bytes_I, limit=RECENT_BYTES, shared=processes > 1)
@@ -93,7 +94,8 @@ class ImageStore:
 
     def base_size_hw(self, index: int) -> tuple[int, int]:
         """Return the (h, w) at which an image is kept."""
-        return fit(self._dataset.size_hw(index), (self._side, self._side), upscale=False).resized_hw
+        height, width = self._base_hw_I2[index].tolist()
+        return height, width
 
     def base_bytes(self, index: int) -> int:
         """Return the memory that an image takes."""
@@ -224,11 +226,16 @@ class ImageStore:
 
 def base_bytes(dataset: DetectionSet, side: int) -> Array:
     """Return the memory that each image takes at base size, int64."""
+    return 3 * base_sizes(dataset, side).prod(1)
+
+
+def base_sizes(dataset: DetectionSet, side: int) -> Array:
+    """Return the (h, w) at which each image is kept, int64 (I, 2)."""
     if len(dataset) == 0:
-        return np.zeros(0, np.int64)
+        return np.zeros((0, 2), np.int64)
     kinds_K2, kind_I = np.unique(dataset.sizes_hw_I2, axis=0, return_inverse=True)
     resized = [fit((int(h), int(w)), (side, side), upscale=False).resized_hw for h, w in kinds_K2]
-    return np.array([3 * h * w for h, w in resized], np.int64)[kind_I.reshape(-1)]
+    return np.array(resized, np.int64)[kind_I.reshape(-1)]
 
 
 def cache_folder() -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ullage.data.alike import Leak, find_leaks
 from ullage.data.index import DatasetInfo, DetectionSet, Problem, Split
 from ullage.data.probe import decode_problem, in_threads
 from ullage.data.source import dataset_info, open_dataset, take_images
@@ -72,7 +73,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a data set holds, and what is wrong with it."""
+    """What a data set holds, what is wrong with it, and which images of two splits look the same."""
 
     data: str
     format: str
@@ -80,6 +81,7 @@ class CheckReport:
     names: tuple[str, ...]
     splits: dict[Split, SplitReport]
     notes: tuple[str, ...]
+    leaks: tuple[Leak, ...] = ()
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -115,7 +117,9 @@ def check(data: str | Path) -> CheckReport:
     sets: dict[Split, DetectionSet] = {split: open_dataset(data, split=split) for split in info.splits}
     paths = sorted({path for one in sets.values() for path in one.paths})
     broken = {path: why for path, why in zip(paths, in_threads(decode_problem, paths), strict=True) if why}
-    copies = _copies([path for path in paths if path not in broken])
+    whole_paths = [path for path in paths if path not in broken]
+    copies = _copies(whole_paths)
+    leaks = find_leaks({split: [path for path in one.paths if path not in broken] for split, one in sets.items()})
     reports: dict[Split, SplitReport] = {}
     for split, one in sets.items():
         found = [
@@ -134,7 +138,8 @@ def check(data: str | Path) -> CheckReport:
         root=str(info.root),
         names=info.names,
         splits=reports,
-        notes=(*info.notes, *_shared_images(sets), *_unused(info, sets)),
+        notes=(*info.notes, *_shared_images(sets), *_leak_notes(leaks), *_unused(info, sets)),
+        leaks=leaks,
     )
 
 
@@ -204,6 +209,17 @@ def _shared_images(sets: dict[Split, DetectionSet]) -> list[str]:
                 notes.append(
                     f"{one} and {other} share {shared} images: figures on {other} tell nothing about new images"
                 )
+    return notes
+
+
+def _leak_notes(leaks: Sequence[Leak]) -> list[str]:
+    notes: list[str] = []
+    for pair, count in Counter((leak.split, leak.other_split) for leak in leaks).items():
+        first = next(leak for leak in leaks if (leak.split, leak.other_split) == pair)
+        notes.append(
+            f"{count} images of {pair[1]} look like images of {pair[0]}: figures on {pair[1]} say less than they seem "
+            f"to; the first is '{first.other_path}', like '{first.path}'"
+        )
     return notes
 
 

@@ -41,7 +41,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{where}: {self.message} ({self.action.replace('_', ' ')})"
+        # What a label file holds is quoted, and it may hold line breaks.
+        return " ".join(f"{where}: {self.message} ({self.action.replace('_', ' ')})".splitlines())
 
 
 @dataclass(frozen=True)

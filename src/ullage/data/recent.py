@@ -8,6 +8,7 @@ changes the speed, never the pixels.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,7 +54,7 @@ class RecentImages:
         self._lock: AbstractContextManager[Any] = (
             multiprocessing.get_context(start_method()).Lock() if shared else nullcontext()
         )
-        self._pinned = _EMPTY  # the slot that this process reads
+        self._pinned, self._pinned_by = _EMPTY, 0  # the slot that this process reads
         image_S, _, _, _ = self._columns()
         image_S[:] = _EMPTY
 
@@ -68,7 +69,7 @@ class RecentImages:
             readers_S[slot] += 1
             clock_1 += 1
             used_S[slot] = clock_1[0]
-        self._pinned = slot
+        self._pinned, self._pinned_by = slot, os.getpid()
         return self._view(slot, shape)
 
     def put(self, index: int, image: Array) -> Array:
@@ -88,7 +89,7 @@ class RecentImages:
             clock_1 += 1
             used_S[slot] = clock_1[0]
             self._places.array().view(np.int32)[index] = slot
-        self._pinned = slot
+        self._pinned, self._pinned_by = slot, os.getpid()
         return kept
 
     def forget_readers(self) -> None:
@@ -112,9 +113,10 @@ class RecentImages:
         return slot if readers_S[slot] == 0 else None
 
     def _let_go(self, readers_S: Array) -> None:
-        if self._pinned != _EMPTY:
+        # What a forked process inherits is held by its parent.
+        if self._pinned != _EMPTY and self._pinned_by == os.getpid():
             readers_S[self._pinned] -= 1
-            self._pinned = _EMPTY
+        self._pinned = _EMPTY
 
     def _columns(self) -> tuple[Array, Array, Array, Array]:
         table = self._table.array().view(np.int64)

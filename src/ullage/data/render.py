@@ -15,7 +15,7 @@ Shape letters: H, W canvas or image; T tiles; 33 matrices on continuous pixels (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -106,6 +106,39 @@ def _draw_layer(canvas_HW3: Array, layer: tuple[Tile, ...], dataset: DetectionSe
 def _draw(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadImage) -> Array:
     """Draw one tile; return the matrix from the original image to the canvas that was drawn."""
     height, width = dataset.size_hw(tile.index)
+    a, b, left, c, d, top, e, f, g = tile.matrix
+    if tile.box is None and b == c == e == f == 0 and g == 1:
+        return _draw_upright(canvas_HW3, tile, (a, d, left, top), (height, width), load)
+    return _draw_any(canvas_HW3, tile, dataset, load)
+
+
+def _draw_upright(
+    canvas_HW3: Array, tile: Tile, gains_shifts: tuple[float, float, float, float], size_hw: tuple[int, int],
+    load: LoadImage,
+) -> Array:  # fmt: skip
+    """Draw a whole image that is neither turned nor sheared; plain numbers, because matrices cost more than pixels."""
+    gain_x, gain_y, left, top = gains_shifts
+    x_2, y_2 = sorted((left, left + gain_x * size_hw[1])), sorted((top, top + gain_y * size_hw[0]))
+    region = _region((x_2[0], y_2[0], x_2[1], y_2[1]), canvas_HW3)
+    if region is None:
+        return tile.matrix_33()  # nothing shows: the image is not read
+    image_HW3 = load(tile.index)
+    scale_x, scale_y = image_HW3.shape[1] / size_hw[1], image_HW3.shape[0] / size_hw[0]
+    cut = _cut((gain_x / scale_x, gain_y / scale_y, left, top), region, image_HW3.shape[:2])
+    if cut is None:
+        matrix_33 = tile.matrix_33() @ np.diag([1 / scale_x, 1 / scale_y, 1.0])
+        window_4 = np.array([0, 0, image_HW3.shape[1], image_HW3.shape[0]], np.float64)
+        _draw_turned(canvas_HW3, image_HW3, matrix_33, window_4, region)
+        return tile.matrix_33()
+    _draw_cut(canvas_HW3, image_HW3, cut, region)
+    gain_x, gain_y = (region[2] - region[0]) / (cut[2] - cut[0]), (region[3] - region[1]) / (cut[3] - cut[1])
+    shift_x, shift_y = region[0] - cut[0] * gain_x, region[1] - cut[1] * gain_y
+    return np.array([[gain_x * scale_x, 0, shift_x], [0, gain_y * scale_y, shift_y], [0, 0, 1]])
+
+
+def _draw_any(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadImage) -> Array:
+    """Draw an image, or one object of it, by any map."""
+    height, width = dataset.size_hw(tile.index)
     window_4 = np.array([0, 0, width, height], np.float64)
     if tile.box is not None:
         window_4 = dataset.labels(tile.index).boxes_xyxy_px_G4[tile.box].astype(np.float64)
@@ -116,16 +149,11 @@ def _draw(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadImage)
     image_HW3 = load(tile.index)
     scale_wh = (image_HW3.shape[1] / width, image_HW3.shape[0] / height)
     from_image_33 = matrix_33 @ np.diag([1 / scale_wh[0], 1 / scale_wh[1], 1.0])
-    if tile.box is None:
-        cut = _cut(from_image_33, region, image_HW3.shape[:2])
-        if cut is not None:
-            _draw_cut(canvas_HW3, image_HW3, cut, region)
-            return _cut_matrix(cut, region) @ np.diag([*scale_wh, 1.0])
     _draw_turned(canvas_HW3, image_HW3, from_image_33, window_4 * (scale_wh * 2), region)
     return matrix_33
 
 
-def _region(bounds_4: Array, canvas_HW3: Array) -> Region | None:
+def _region(bounds_4: Sequence[float] | Array, canvas_HW3: Array) -> Region | None:
     """Return left, top, right, bottom of the canvas pixels with their centres in bounds, None without any."""
     left, top = (max(math.ceil(side - 0.5), 0) for side in bounds_4[:2])
     right = min(math.ceil(bounds_4[2] - 0.5), canvas_HW3.shape[1])
@@ -133,26 +161,21 @@ def _region(bounds_4: Array, canvas_HW3: Array) -> Region | None:
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _cut(matrix_33: Array, region: Region, size_hw: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Return the image's columns and rows under a region's left, top, right and bottom; None unless upright.
+def _cut(
+    gains_shifts: tuple[float, float, float, float], region: Region, size_hw: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    """Return the image's columns and rows under a region's left, top, right and bottom.
 
-    A flip has the right one before the left one. None also where whole pixels would be too coarse.
+    A flip has the right one before the left one. None where whole pixels would be too coarse.
     """
-    gain_x, gain_y = float(matrix_33[0, 0]), float(matrix_33[1, 1])
-    upright = matrix_33[0, 1] == matrix_33[1, 0] == matrix_33[2, 0] == matrix_33[2, 1] == 0
-    if not upright or max(abs(gain_x), abs(gain_y)) > MAX_CUT_GAIN * matrix_33[2, 2]:
+    gain_x, gain_y, shift_x, shift_y = gains_shifts
+    if max(abs(gain_x), abs(gain_y)) > MAX_CUT_GAIN:
         return None
-    left, right = (round((side - float(matrix_33[0, 2])) / gain_x) for side in (region[0], region[2]))
-    top, bottom = (round((side - float(matrix_33[1, 2])) / gain_y) for side in (region[1], region[3]))
+    left, right = (round((side - shift_x) / gain_x) for side in (region[0], region[2]))
+    top, bottom = (round((side - shift_y) / gain_y) for side in (region[1], region[3]))
     height, width = size_hw
     cut = (min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height))
     return cut if min(abs(cut[2] - cut[0]), abs(cut[3] - cut[1])) >= MIN_CUT_PX else None
-
-
-def _cut_matrix(cut: tuple[int, int, int, int], region: Region) -> Array:
-    """Return the map from an image to the canvas that takes a part of it to a region."""
-    gain_x, gain_y = (region[2] - region[0]) / (cut[2] - cut[0]), (region[3] - region[1]) / (cut[3] - cut[1])
-    return np.array([[gain_x, 0, region[0] - cut[0] * gain_x], [0, gain_y, region[1] - cut[1] * gain_y], [0, 0, 1]])
 
 
 def _draw_cut(canvas_HW3: Array, image_HW3: Array, cut: tuple[int, int, int, int], region: Region) -> None:
