@@ -1,6 +1,7 @@
 """Measure how many training images a second the loader makes, alone or beside the peer's loader.
 
     python bench/loader.py [--data bccd/data.yaml] [--workers 0] [--cache False|ram|disk] [--rounds 5]
+    python bench/loader.py growth [--data ...] [--workers 2] [--rounds 20]
     python bench/loader.py peer [--data ../shared/data/coco128/data.yaml ...] [--workers 1 2] [--copies 1] [--rounds 7]
 
 Alone, it prints images a second at 320 and 640 pixels, with and without mosaic, and where the time went. Without
@@ -31,7 +32,7 @@ import numpy as np
 import yaml
 
 from machine import busy_note, describe_machine, peer_python
-from peers.process_memory import children_memory
+from peers.process_memory import children_memory, own_memory
 from ullage.config.augment import AugmentSettings
 from ullage.data.index import DetectionSet
 from ullage.data.loader import TrainLoader, default_workers
@@ -44,7 +45,7 @@ DATA = ("../shared/data/coco128/data.yaml", "../shared/data/aquarium/data.yaml")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("alone", "peer", "answer"), default="alone")
+    parser.add_argument("what", nargs="?", choices=("alone", "growth", "peer", "answer"), default="alone")
     parser.add_argument("--data", nargs="+", help="data sets; their training images are read")
     parser.add_argument("--workers", type=int, nargs="+")
     parser.add_argument("--cache", choices=["False", "ram", "disk"], default="False")
@@ -58,7 +59,7 @@ def main() -> None:
         answer(options)
         return
     print(f"{describe_machine(1)}; {busy_note() or 'idle otherwise'}")
-    {"alone": measure_alone, "peer": measure_beside_peer}[options.what](options)
+    {"alone": measure_alone, "growth": measure_growth, "peer": measure_beside_peer}[options.what](options)
 
 
 def measure_alone(options: argparse.Namespace) -> None:
@@ -75,6 +76,23 @@ def measure_alone(options: argparse.Namespace) -> None:
                     f"{statistics.median(speeds):.0f} images/s; {loader.spent()}"
                 )
                 loader.close()
+
+
+def measure_growth(options: argparse.Namespace) -> None:
+    """Print the memory of the loader's processes and of this one after three epochs and after the last."""
+    (workers,) = options.workers or [2]
+    (data,) = options.data or DATA[:1]
+    loader = _loader(open_dataset(data, split="train"), options, imgsz=640, mosaic=1.0, workers=workers)
+    seen: list[tuple[int, int]] = []
+    for epoch in range(options.rounds):
+        _epoch(loader, epoch)
+        seen.append((own_memory(), sum(worker["own"] for worker in children_memory())))
+    loader.close()
+    (here, there), (last_here, last_there) = seen[min(2, len(seen) - 1)], seen[-1]
+    print(
+        f"memory after 3 and after {options.rounds} epochs, {workers} workers: this process {here / 1e6:.1f} and "
+        f"{last_here / 1e6:.1f} MB, its workers together {there / 1e6:.1f} and {last_there / 1e6:.1f} MB"
+    )
 
 
 def answer(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The memory of a process's children, read from the kernel: what both sides of a comparison are measured by."""
+"""The memory of a process and its children, read from the kernel: what both sides of a comparison are measured by."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def children_memory() -> list[dict[str, int]]:
             own = rollup["Private_Clean"] + rollup["Private_Dirty"]
             found.append({"peak": status["VmHWM"] * 1024, "own": own * 1024})
     return found
+
+
+def own_memory() -> int:
+    """Return the bytes that this process alone holds now."""
+    rollup = _fields("self", "smaps_rollup")
+    return (rollup["Private_Clean"] + rollup["Private_Dirty"]) * 1024
 
 
 def _fields(pid: str, name: str) -> dict[str, int]:

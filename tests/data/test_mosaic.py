@@ -85,6 +85,35 @@ def test_boxes_follow_rotation_shear_and_perspective(seed, mosaic):
                 assert is_colour(canvas[int(y / w), int(x / w)], class_id, 60)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), mosaic=st.booleans(), degrees=st.sampled_from([0.0, 20.0]),
+    perspective=st.sampled_from([0.0, 0.001]), scale=st.sampled_from([0.0, 0.5, 0.9]),
+)  # fmt: skip
+def test_no_object_that_can_be_seen_is_lost(seed, mosaic, degrees, perspective, scale):
+    """Each image shows one object of each colour; what there is of a colour on the canvas has its box."""
+    rng = np.random.default_rng(seed)
+    size = (96, 128)
+    boxes = [[(*box[:4], place) for place, box in enumerate(random_boxes(rng, size, 4))] for _ in range(4)]
+    images = [paint(size, each) for each in boxes]
+    dataset = make_set([size] * 4, boxes)
+    chosen = PLAIN.model_copy(
+        update={"mosaic": float(mosaic), "degrees": degrees, "perspective": perspective, "scale": scale}
+    )
+    recipe, canvas, labels = draw(dataset, images, chosen, seed=seed)
+    for tile in recipe.layers[0]:
+        corners = map_boxes(tile.matrix_33(), dataset.labels(tile.index).boxes_xyxy_px_G4)
+        for whole, class_id in zip(corners, dataset.labels(tile.index).class_ids_G, strict=True):
+            left, top, right, bottom = np.round(whole).astype(int)
+            seen = is_colour(canvas[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)], int(class_id))
+            rows, columns = seen.any(1).sum(), seen.any(0).sum()
+            if min(rows, columns) > 4 and seen.sum() > 0.2 * (right - left) * (bottom - top):
+                same = labels.boxes_xyxy_px_G4[labels.class_ids_G == class_id]
+                middle = np.array([whole[:2].clip(0, 128), whole[2:].clip(0, 128)]).mean(0)
+                inside = (same[:, :2] - 1 <= middle) & (middle <= same[:, 2:] + 1)
+                assert inside.all(1).any()
+
+
 @pytest.mark.parametrize("degrees", [0, 7])
 @pytest.mark.parametrize("seed", range(6))
 def test_tiles_leave_no_seam_and_do_not_overlap(seed, degrees):

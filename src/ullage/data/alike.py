@@ -50,14 +50,16 @@ def find_leaks(paths: Mapping[Split, Sequence[str]]) -> tuple[Leak, ...]:
         paths: The images of each split; an image that two splits share is no leak but an error of its own.
     """
     times = Counter(path for each in paths.values() for path in each)
-    looks = {split: [path for path in each if times[path] == 1] for split, each in paths.items()}
+    looks: dict[Split, list[str]] = {
+        split: [path for path in each if times[path] == 1] for split, each in paths.items()
+    }
     every = [path for each in looks.values() for path in each]
     if len([each for each in looks.values() if each]) < 2:
         return ()
     seen = in_threads(_look, every)
     bits_I = np.array([bits for bits, _ in seen], np.uint64)
     thumbs_I = np.stack([thumb for _, thumb in seen])
-    splits = [split for split, each in looks.items() for _ in each]
+    splits: list[Split] = [split for split, each in looks.items() for _ in each]
     best: dict[int, tuple[float, int]] = {}
     for one, other in _candidates(bits_I, splits):
         likeness = _likeness(thumbs_I[one], thumbs_I[other])
