@@ -15,7 +15,7 @@ from ullage import YOLO
 from ullage.api.models import LoadedModel
 from ullage.data.decode import read_image
 from ullage.data.source import open_dataset
-from ullage.errors import BackendUnavailable, ConfigError, WeightsError
+from ullage.errors import BackendUnavailable, ConfigError, StorageError, WeightsError
 from ullage.export.proof import letterboxed
 from ullage.runtime.open_file import open_exported
 from ullage.runtime.predictor import TorchPredictor, predict
@@ -90,6 +90,17 @@ def test_openvino_suppresses_inside(mini: LoadedModel, tmp_path: Path, pictures:
     mine, theirs = (list(predict(one, source=pictures, imgsz=96, batch=3, **limits)) for one in (file, network))
     assert [len(one.boxes) for one in mine] == [len(one.boxes) for one in theirs]
     assert sum(len(one.boxes) for one in theirs) > 10
+
+
+def test_a_folder_with_something_else_is_not_replaced(mini: LoadedModel, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    folder = write(mini, tmp_path, format="openvino", imgsz=64)
+    first = next(folder.glob("*.xml")).stat().st_mtime_ns
+    assert next(write(mini, tmp_path, format="openvino", imgsz=64).glob("*.xml")).stat().st_mtime_ns > first
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match=r"holds more than an export \('notes\.txt'\)"):
+        write(mini, tmp_path, format="openvino", imgsz=64)
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_openvino_by_folder_and_by_file(mini: LoadedModel, tmp_path: Path, pictures: list[str]) -> None:

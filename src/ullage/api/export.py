@@ -136,7 +136,12 @@ def _beside(target: Path) -> TemporaryDirectory[str]:
 def _put(written: Path, target: Path) -> None:
     """Move a proven file, or a folder of files, to its name."""
     try:
-        if target.is_dir():
+        if written.is_dir() and target.is_dir():
+            others = [part.name for part in target.iterdir() if part.suffix not in (".xml", ".bin")]
+            if others:
+                raise StorageError(
+                    f"'{target}' holds more than an export ('{others[0]}'): choose another name with out="
+                )
             shutil.rmtree(target)
         written.replace(target)
     except OSError as error:
