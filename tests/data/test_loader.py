@@ -422,13 +422,16 @@ def test_the_loader_tells_where_the_time_went(dataset, workers):
     loader = train_loader(dataset, workers=workers)
     assert loader.spent() == Spent()
     try:
-        list(loader.epoch(0, epochs=3))
+        list(loader.epoch(0, epochs=4))
         first = loader.spent()
         assert first.images == 11
-        assert 11 <= first.decoded <= 22  # two processes may decode the same image at the same time
+        assert 1 <= first.decoded <= 22  # two processes may decode the same image, one of them for the next epoch
         assert min(first.decode_seconds, first.augment_seconds, first.collate_seconds, first.wait_seconds) > 0
-        list(loader.epoch(1, epochs=3))
-        second = loader.spent() - first
+        list(loader.epoch(1, epochs=4))
+        before = loader.spent()
+        assert 11 <= before.decoded <= 22
+        list(loader.epoch(2, epochs=4))
+        second = loader.spent() - before
         assert (second.images, second.decoded) == (11, 0)
         assert "0.00 decoded an image" in str(second)
         assert second.as_dict()["images"] == 11
@@ -506,6 +509,6 @@ def test_each_image_is_decoded_about_once_an_epoch(tmp_path, monkeypatch, worker
 
 def test_the_window_fits_into_the_memory_for_recent_images():
     for side in (64, 320, 640, 1280, 2560):
-        assert 16 <= partner_window(side) <= 128
-    assert partner_window(640) == 128
+        assert 16 <= partner_window(side) <= 80
+    assert partner_window(640) == 80
     assert partner_window(1280) * 1280 * 1280 * 3 <= RECENT_BYTES

@@ -3,7 +3,8 @@
 Every image is kept at its *base size*: its longer side is the training size, or its own where that is smaller. A sample
 is drawn from base images whatever the cache, so the cache changes the speed and never the pixels.
 
-- ``False``: the images used last stay in memory, up to 200 MB, which the loader processes share.
+- ``False``: the images used last stay in memory that the loader processes share: 128 MB, and 40 MB more for each
+  process beyond two.
 - ``"ram"``: all of them, in one block of memory that the loader processes share.
 - ``"disk"``: as files in the cache folder of the platform, never in the user's data folder.
 """
@@ -27,7 +28,7 @@ import torch
 
 from ullage.data.decode import read_image
 from ullage.data.index import DetectionSet
-from ullage.data.recent import RECENT_BYTES, RecentImages
+from ullage.data.recent import BYTES_A_PROCESS, RECENT_BYTES, RecentImages
 from ullage.data.resample import resample
 from ullage.errors import ConfigError, DataError, StorageError
 from ullage.geometry.letterbox import fit
@@ -79,8 +80,9 @@ class ImageStore:
         self._base_hw_I2 = base_sizes(dataset, side)
         self._bytes_I = 3 * self._base_hw_I2.prod(1)
         self._recent: RecentImages | None = None
-        if cache != "ram" and (reuse or self._bytes_I.sum() <= RECENT_BYTES):
-            self._recent = RecentImages(self._bytes_I, limit=RECENT_BYTES, shared=processes > 1)
+        limit = RECENT_BYTES + BYTES_A_PROCESS * max(processes - 2, 0)
+        if cache != "ram" and (reuse or self._bytes_I.sum() <= limit):
+            self._recent = RecentImages(self._bytes_I, limit=limit, shared=processes > 1)
         self.decoded, self.decode_seconds = 0, 0.0  # by this process
         self._folder = cache_folder() / "images" if cache == "disk" else None
         self._offsets = np.zeros(1, np.int64)

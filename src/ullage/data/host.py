@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ullage.data.cache import Cache, base_bytes
 from ullage.data.index import DetectionSet
 from ullage.data.pool import HELD, PREFETCH, default_workers
-from ullage.data.recent import RECENT_BYTES
+from ullage.data.recent import BYTES_A_PROCESS, RECENT_BYTES
 from ullage.errors import MemoryBudgetError
 from ullage.units import format_bytes
 
@@ -50,7 +50,9 @@ def predict_host_memory(
     return HostPlan(
         cache=cache,
         workers=count,
-        cache_bytes=everything if cache == "ram" else min(everything, RECENT_BYTES),
+        cache_bytes=everything
+        if cache == "ram"
+        else min(everything, RECENT_BYTES + BYTES_A_PROCESS * max(count - 2, 0)),
         batch_bytes=ahead * min(batch, len(dataset)) * imgsz * imgsz * 3,
         worker_bytes=count * WORKER_BYTES,
     )

@@ -15,7 +15,7 @@ from ullage.geometry.letterbox import tight_size
 
 Array = np.ndarray[Any, Any]
 _ORDER_STREAM, _SIZE_STREAM = 2, 3
-WINDOW, MIN_WINDOW = 128, 16
+WINDOW, MIN_WINDOW = 80, 16
 _WINDOW_SHARE = 0.8  # of the memory for recent images; the rest is for what other processes are about to need
 
 

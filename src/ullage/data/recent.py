@@ -18,7 +18,8 @@ from ullage.data.shared import SharedBytes, start_method
 
 Array = np.ndarray[Any, Any]
 
-RECENT_BYTES = 200_000_000
+RECENT_BYTES = 128_000_000
+BYTES_A_PROCESS = 40_000_000  # for each process beyond two: so many more batches are being made at the same time
 _EMPTY = -1
 _PAGE_BYTES = 4096
 
