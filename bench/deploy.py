@@ -71,7 +71,7 @@ def lively(name: str) -> Detector:
         for branch in network.head.cv3:
             branch[-1].bias.zero_()  # pyright: ignore
             branch[-1].weight.normal_(std=0.1)  # pyright: ignore
-        network(images((640, 640), max(BATCHES)).float() / 255)
+        network(images(SIZES_HW[-1], max(BATCHES)).float() / 255)
     return network.eval()
 
 

@@ -1,0 +1,58 @@
+"""bench/deploy.py: what it compares, that it goes on where it stopped, that it can tell a wrong file."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime")
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(BENCH))
+    made = runpy.run_path(str(BENCH / "deploy.py"))
+    small = made["main"].__globals__
+    small.update(DATA="demo", SIZES_HW=((128, 160), (160, 160)), BATCHES=(4,))
+    return small
+
+
+def run(bench: dict[str, Any], monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
+    words = ["deploy.py", "parity", "--networks", "yolo12n", "--formats", "onnx", "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", words)
+    bench["main"]()
+
+
+def test_a_network_in_every_form(
+    bench: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    results = tmp_path / "results.jsonl"
+    run(bench, monkeypatch, results)
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert summary.startswith("4 of 4 combinations of 1 networks within 0.001 (asked: 4); worst: scores ")
+    kept = results.read_text()
+    assert kept.count("\n") == 4
+
+    def again(record: object) -> None:
+        raise AssertionError("what is in the results is not measured again")
+
+    bench["measure"] = again
+    run(bench, monkeypatch, results)
+    assert results.read_text() == kept
+    assert capsys.readouterr().out.splitlines() == [*lines, summary]
+
+
+def test_a_wrong_file_is_not_within(bench: dict[str, Any]) -> None:
+    record = {"score_diff": 1e-5, "box_diff_unit": 1e-5}
+    assert bench["within"](record)
+    assert not bench["within"]({**record, "score_diff": 2e-3})
+    assert not bench["within"]({**record, "box_diff_unit": 2e-3})
+    assert not bench["within"]({**record, "score_diff": float("nan")})
+    assert torch.is_tensor(bench["images"]((64, 96), 2))
