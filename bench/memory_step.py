@@ -79,7 +79,7 @@ def predict(case: Case, batch: Batch, technique: str, device: str = "cpu") -> Es
     crowding = crowding_of(batch.targets, case.imgsz)
 
     def step(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        raw = network(images.float().div_(255))
+        raw = network(images)
         return WorstCaseLoss(boxes=crowding.boxes, crowding=crowding)(raw)
 
     return estimate(

@@ -64,7 +64,7 @@ def make(model: str, precision: str) -> tuple[nn.Module, Step]:
 
         def detect(network: nn.Module) -> torch.Tensor:
             with autocast():
-                raw = network(batch.images_BCHW.float().div_(255))
+                raw = network(batch.images_BCHW)
             return loss(raw, batch.targets).mean()
 
         return build(model, num_classes=NUM_CLASSES).train(), detect

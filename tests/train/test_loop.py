@@ -119,7 +119,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path: Path) -> Non
 
 
 def test_a_time_limit_ends_the_run_and_decides_the_rate(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, split(make_images(4), [4]), limits=Limits(epochs=10**6, seconds=0.5))
+    trainer = make_trainer(tmp_path, split(make_images(4), [4]), limits=Limits(epochs=10**6, seconds=3.0))
     ended = trainer.fit()
     assert ended.reason == "the time is up"
     assert ended.epochs_done < 10**6

@@ -22,7 +22,7 @@ METRICS = {
 
 
 def step(epoch: int, batch: int, size_hw: tuple[int, int] = (320, 320)) -> StepDone:
-    return StepDone(epoch, batch, LOSSES, batch * 100, size_hw, 45.26, 1_250_000_000, 0.01)
+    return StepDone(epoch, batch, LOSSES, batch * 100, size_hw, 45.26, 1_250_000_000, 0.01, 900_000_000)
 
 
 def epoch_done(epoch: int, *, best: bool = True, metrics: dict[str, float] | None = None) -> EpochDone:
@@ -52,9 +52,9 @@ def test_a_log_gets_plain_lines_and_few() -> None:
     lines = text.splitlines()
     assert len(lines) == 1 + 1 + 2 * 2 + 1 + 1
     assert lines[0] == "a notice [with brackets]"
-    for name in ("Epoch", "Memory", "box", "cls", "dfl", "Instances", "Size", "Images/s"):
+    for name in ("Epoch", "Memory", "Planned", "box", "cls", "dfl", "Instances", "Size", "Images/s"):
         assert name in lines[1]
-    assert lines[2].split() == ["1/2", "1.00", "GB", "1.234", "2.345", "1.1", "2,000", "320", "44.0", "1:05"]
+    assert lines[2].split() == ["1/2", "1.00", "GB", "900", "MB", "1.234", "2.345", "1.1", "2,000", "320", "44.0", "1:05"]
     assert "P 0.800   R 0.700   mAP50 0.750   mAP50-95 0.500   best so far" in lines[3]
     assert "best so far" not in lines[5]
     assert lines[6] == "2 epochs in 2:16 (all epochs done), the best was epoch 1"
@@ -78,7 +78,7 @@ def test_small_losses_stay_apart() -> None:
     show = ConsoleProgress(Console(file=output, width=120, force_terminal=False))
     show(RunStarted(1, 0, 1, ("box", "cls", "dfl")))
     row = show._row(replace(step(0, 1), losses={"box": 0.07479, "cls": 0.3466, "dfl": 0.002598}))
-    assert row.split()[3:6] == ["0.075", "0.3466", "0.003"]
+    assert row.split()[5:8] == ["0.075", "0.3466", "0.003"]
 
 
 def test_a_long_epoch_speaks_up_in_a_log_at_most_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ullage.losses.detection import DetectionLoss
 from ullage.memory import Estimate, Plan
 from ullage.nn.detector import Detector
 from ullage.nn.head import DetectHead
-from ullage.nn.layers import ConvUnit
+from ullage.nn.layers import ConvUnit, unit_range
 from ullage.nn.outputs import RawDetections
 from ullage.train.frugal import PlannedMemory
 from ullage.train.loop import Keeping, Limits, Trainer
@@ -42,7 +42,7 @@ class TinyDetector(Detector):
         self.head = DetectHead(CLASSES, (8, 8, 8))
 
     def forward(self, images_B3HW: torch.Tensor) -> RawDetections:
-        p3 = self.stem(images_B3HW)
+        p3 = self.stem(unit_range(images_B3HW))
         p4 = self.down4(p3)
         return self.head((p3, p4, self.down5(p4)))
 
@@ -55,7 +55,7 @@ class NoisyDetector(TinyDetector):
         self.drop = nn.Dropout(0.2)
 
     def forward(self, images_B3HW: torch.Tensor) -> RawDetections:
-        p3 = self.drop(self.stem(images_B3HW))
+        p3 = self.drop(self.stem(unit_range(images_B3HW)))
         p4 = self.drop(self.down4(p3))
         return self.head((p3, p4, self.down5(p4)))
 

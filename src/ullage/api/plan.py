@@ -214,7 +214,7 @@ def tracing_step(boxes: int | Callable[[int], int], batch: int) -> Any:
     def step(network: nn.Module, images_B3HW: torch.Tensor) -> torch.Tensor:
         images = images_B3HW.shape[0]
         crowd = -(-boxes * images // batch) if isinstance(boxes, int) else boxes(images)
-        return WorstCaseLoss(boxes=crowd)(network(images_B3HW.float().div_(255)))
+        return WorstCaseLoss(boxes=crowd)(network(images_B3HW))
 
     return step
 

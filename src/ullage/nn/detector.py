@@ -50,7 +50,7 @@ class Detector(nn.Module):
         return self.head.num_classes
 
     def forward(self, images_B3HW: torch.Tensor) -> RawDetections:
-        """Images, RGB in [0, 1], height and width multiples of 32, to raw detections."""
+        """Images, RGB, bytes or floats in [0, 1], height and width multiples of 32, to raw detections."""
         raise NotImplementedError
 
     def blocks(self) -> dict[int, nn.Module]:

@@ -40,6 +40,14 @@ class ConvUnit(nn.Module):
         return self.act(self.bn(self.conv(x)))
 
 
+def unit_range(images_B3HW: torch.Tensor) -> torch.Tensor:
+    """Bytes to floats in [0, 1]; floats are that already.
+
+    Networks do it themselves: the memory engine sees it there, and keeps a quarter of the bytes for the first layer.
+    """
+    return images_B3HW.float() / 255 if images_B3HW.dtype is torch.uint8 else images_B3HW
+
+
 def depthwise_unit(c_in: int, c_out: int, kernel: int, *, activate: bool = True) -> ConvUnit:
     """Return a unit with as many groups as both channel counts allow."""
     return ConvUnit(c_in, c_out, kernel, groups=math.gcd(c_in, c_out), activate=activate)

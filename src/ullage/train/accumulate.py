@@ -22,7 +22,7 @@ class Accumulator:
     numbers are put back, a more frugal plan is taken, and the group is summed again from its first image.
 
     Args:
-        forward: The network, compiled or not.
+        forward: The network, compiled or not; it takes images as bytes.
         network: The network itself, whose buffers are restored.
         loss: Judges raw outputs.
         precision: Number format of the network's forward pass.
@@ -87,7 +87,7 @@ class Accumulator:
     def loss_of(self, images_B3HW: torch.Tensor, targets: Targets) -> LossSum:
         """Forward pass and loss; what they leave behind is only what backward needs."""
         with self.precision.autocast():  # the pixels have no name here: nothing holds them beyond the forward pass
-            raw = self.forward(images_B3HW.to(self.device, non_blocking=True).float().div_(255))
+            raw = self.forward(images_B3HW.to(self.device, non_blocking=True))
         return self.loss(raw, targets.to(self.device, non_blocking=True))
 
     def _micro_batches(self, group: Sequence[TrainBatch]) -> Iterator[tuple[torch.Tensor, Targets]]:

@@ -20,7 +20,11 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimiser step. ``losses`` are means over the epoch so far; ``memory_bytes`` is the peak so far."""
+    """One optimiser step.
+
+    ``losses`` are means over the epoch so far; ``memory_bytes`` is the measured peak so far, ``predicted_bytes`` the
+    plan's, both as in ``EpochDone``.
+    """
 
     epoch: int
     batch: int
@@ -30,6 +34,7 @@ class StepDone:
     images_per_second: float
     memory_bytes: int
     lr: float
+    predicted_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,9 @@ class Trainer:
         """Evaluate, keep what is worth keeping, move to the next epoch; return why the run is over, if it is."""
         began = time.perf_counter()
         metrics = dict(self.evaluate(self.state.average.network)) if self.evaluate else {}
-        fitness = metrics.get("fitness", 0.0)
-        is_best = not self.evaluate or fitness > position.best_fitness
+        is_best = not self.evaluate or metrics.get("fitness", 0.0) > position.best_fitness
         if is_best:
-            position.best_fitness, position.best_epoch = fitness, position.epoch
+            position.best_fitness, position.best_epoch = metrics.get("fitness", 0.0), position.epoch
         eval_seconds = time.perf_counter() - began
         position.seconds += eval_seconds
         event = EpochDone(
@@ -242,6 +241,7 @@ class Trainer:
         return StepDone(
             position.epoch, position.batch, self.mean_losses(position), position.boxes, (height, width),
             position.images / max(position.epoch_seconds, 1e-9), peak_memory_bytes(self.device), lr,
+            self.memory.predicted_bytes if self.memory is not None else 0,
         )  # fmt: skip
 
     def tell(self, event: object) -> None:

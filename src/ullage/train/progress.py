@@ -17,12 +17,13 @@ from ullage.units import format_bytes, format_duration
 REFRESH_SECONDS = 0.1
 LOG_SECONDS = 60.0  # in a log, long epochs speak up at most this often ...
 LOG_PARTS = 4  # ... and at most this often an epoch, its end included
+WIDE = 96  # characters that the live line needs with all columns
 _NAMES = {"precision": "P", "recall": "R"}
 _SHOWN = ("P", "R", "mAP50", "mAP50-95")
 
 
 class ConsoleProgress:
-    """Shows how a run gets on: epoch, memory, losses, instances, size, images/s, time left; then P, R and mAP.
+    """Shows how a run gets on: epoch, memory measured and planned, losses, instances, size, images/s, time left; then P, R and mAP.
 
     Args:
         console: Where to write; None is standard output. Terminals get a live line; logs and notebooks get plain ones.
@@ -104,7 +105,7 @@ class ConsoleProgress:
 
     def _header(self) -> str:
         losses = "".join(f"{name:>7}" for name in self._run.loss_names)
-        return f"{'Epoch':>8}{'Memory':>8}{losses}{'Instances':>10}{'Size':>8}{'Images/s':>9}"
+        return f"{'Epoch':>8}{'Memory':>8}{self._planned('Planned')}{losses}{'Instances':>10}{'Size':>8}{'Images/s':>9}"
 
     def _row(
         self,
@@ -122,7 +123,12 @@ class ConsoleProgress:
         parts = "".join(f"{v:>7.4g}" if v >= 0.1 else f"{v:>7.3f}" for v in (losses or event.losses).values())
         used = format_bytes(event.memory_bytes if memory is None else memory)
         rate = event.images_per_second if speed is None else speed
-        return f"{epoch:>8}{used:>8}{parts}{event.boxes:>10,}{size:>8}{rate:>9.1f}"
+        planned = self._planned(format_bytes(event.predicted_bytes) if event.predicted_bytes else "-")
+        return f"{epoch:>8}{used:>8}{planned}{parts}{event.boxes:>10,}{size:>8}{rate:>9.1f}"
+
+    def _planned(self, text: str) -> str:
+        """Fill the column that a narrow terminal has no room for."""
+        return f"{text:>8}" if not self.is_live or self.console.width >= WIDE else ""
 
     def _live_line(self, event: StepDone, ended: bool) -> Text:
         row = self._row(event)

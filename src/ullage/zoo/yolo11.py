@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from ullage.nn.attention import FusedAttention, to_map, to_tokens
 from ullage.nn.detector import Detector, Scale
 from ullage.nn.head import DetectHead
-from ullage.nn.layers import C3k2, ConvUnit, depthwise_unit
+from ullage.nn.layers import C3k2, ConvUnit, depthwise_unit, unit_range
 from ullage.nn.outputs import RawDetections
 
 
@@ -128,8 +128,8 @@ class YOLO11(Detector):
         self.head = DetectHead(num_classes, (c256, c512, c1024), self.strides)
 
     def forward(self, images_B3HW: torch.Tensor) -> RawDetections:
-        """Images, RGB in [0, 1], height and width multiples of 32, to raw detections."""
-        c3 = self.stage3(self.down3(self.stage2(self.down2(self.stem(images_B3HW)))))
+        """Images, RGB, bytes or floats in [0, 1], height and width multiples of 32, to raw detections."""
+        c3 = self.stage3(self.down3(self.stage2(self.down2(self.stem(unit_range(images_B3HW))))))
         c4 = self.stage4(self.down4(c3))
         c5 = self.attention5(self.pool5(self.stage5(self.down5(c4))))
 
