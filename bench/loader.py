@@ -9,8 +9,9 @@ Alone, it prints images a second at 320 and 640 pixels, with and without mosaic,
 as much to decode as photographs do.
 
 Beside the peer, both loaders run as programs of their own (see peers/README.md) on one copy of the data set; they are
-asked for an epoch in turn, and each ratio is the median of the ratios of the rounds. ``--copies`` makes a larger set of
-copies of the images under other names, so that neither side keeps all of it in memory. The first epoch is not counted.
+asked in turn for an epoch that is not counted, because its first batches were made ahead, and two that are. A ratio is
+the median over the rounds. ``--copies`` makes a larger set of copies of the images under other names, so that neither
+side keeps all of it in memory.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from ullage.data.source import open_dataset
 
 IMAGES, SIZE_HW, BOXES_AN_IMAGE = 64, (480, 640), 14
 BATCH = 16
+PAUSE_SECONDS = 3.0
 DATA = ("../shared/data/coco128/data.yaml", "../shared/data/aquarium/data.yaml")
 
 
@@ -103,7 +105,9 @@ def answer(options: argparse.Namespace) -> None:
     _epoch(loader, 0)
     print(json.dumps({"program": "ullage"}), flush=True)
     for epoch, _ in enumerate(sys.stdin, 1):
-        speed = _epoch(loader, epoch)
+        # The first epoch is not counted: its first batches were made ahead, while the other side was measured.
+        speeds = [_epoch(loader, epoch * 3 + part) for part in range(3)]
+        speed = statistics.harmonic_mean(speeds[1:])
         print(json.dumps({"speed": speed, "workers": children_memory()}), flush=True)
     print(loader.spent(), file=sys.stderr)
     loader.close()
@@ -130,7 +134,13 @@ def compare(case: dict[str, Any], python: Path, rounds: int) -> str:
     ours = Answering([sys.executable, str(here / "loader.py"), "answer", *flags])
     theirs = Answering([str(python), str(here / "peers" / "ultralytics_loader.py"), *flags], errors=subprocess.DEVNULL)
     with ours, theirs:
-        pairs = [(ours.ask(), theirs.ask()) for _ in range(rounds)]
+        pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for _ in range(rounds):
+            answers = []
+            for side in (ours, theirs):
+                time.sleep(PAUSE_SECONDS)  # until the other side has made ahead what it makes ahead
+                answers.append(side.ask())
+            pairs.append((answers[0], answers[1]))
     ratios = sorted(a["speed"] / b["speed"] for a, b in pairs)
     speeds = [statistics.median(pair[side]["speed"] for pair in pairs) for side in (0, 1)]
     peaks = [max(worker["peak"] for pair in pairs for worker in pair[side]["workers"]) for side in (0, 1)]

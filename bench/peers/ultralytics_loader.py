@@ -1,7 +1,7 @@
 """Run Ultralytics' training loader on one data set and print images a second for each round that is asked for.
 
-Run with the Python of the peer's own environment (see README.md). It reads one line a round from its input, makes one
-epoch of batches, and answers with one line of JSON. The data set must lie in a folder that may be written to: the peer
+Run with the Python of the peer's own environment (see README.md). It reads one line a round from its input, makes a few
+epochs of batches, and answers with one line of JSON. The data set must lie in a folder that may be written to: the peer
 keeps a cache file beside the labels.
 """
 
@@ -19,6 +19,8 @@ from typing import Any
 from process_memory import children_memory
 from separate_program import prepare
 
+EPOCHS_A_ROUND = 2
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -35,9 +37,12 @@ def main() -> None:
             pass
         print(json.dumps({"program": program}), file=answers, flush=True)
         for _ in sys.stdin:
+            for _ in loader:  # not counted: its first batches were made ahead, while the other side was measured
+                pass
             images, began = 0, time.perf_counter()
-            for batch in loader:
-                images += len(batch["img"])
+            for _ in range(EPOCHS_A_ROUND):
+                for batch in loader:
+                    images += len(batch["img"])
             speed = images / (time.perf_counter() - began)
             answer = {"speed": speed, "workers": children_memory()}
             print(json.dumps(answer), file=answers, flush=True)
