@@ -54,7 +54,20 @@ def test_a_log_gets_plain_lines_and_few() -> None:
     assert lines[0] == "a notice [with brackets]"
     for name in ("Epoch", "Memory", "Planned", "box", "cls", "dfl", "Instances", "Size", "Images/s"):
         assert name in lines[1]
-    assert lines[2].split() == ["1/2", "1.00", "GB", "900", "MB", "1.234", "2.345", "1.1", "2,000", "320", "44.0", "1:05"]
+    assert lines[2].split() == [
+        "1/2",
+        "1.00",
+        "GB",
+        "900",
+        "MB",
+        "1.234",
+        "2.345",
+        "1.1",
+        "2,000",
+        "320",
+        "44.0",
+        "1:05",
+    ]
     assert "P 0.800   R 0.700   mAP50 0.750   mAP50-95 0.500   best so far" in lines[3]
     assert "best so far" not in lines[5]
     assert lines[6] == "2 epochs in 2:16 (all epochs done), the best was epoch 1"

@@ -23,7 +23,7 @@ _SHOWN = ("P", "R", "mAP50", "mAP50-95")
 
 
 class ConsoleProgress:
-    """Shows how a run gets on: epoch, memory measured and planned, losses, instances, size, images/s, time left; then P, R and mAP.
+    """Shows how a run gets on: epoch, memory, the plan's, losses, instances, size, images/s, time left; then the mAP.
 
     Args:
         console: Where to write; None is standard output. Terminals get a live line; logs and notebooks get plain ones.
