@@ -27,5 +27,5 @@ class AugmentSettings(Section):
     copy_paste: float = Field(default=0.0, ge=0, le=1, description="probability of pasting objects from another image")
     close_mosaic: int = Field(default=10, ge=0, description="last epochs without mosaic, mixup and copy-paste")
     partners: Literal["window", "all"] = Field(
-        default="window", description="take mosaic and mixup partners from images due shortly before, or from all"
+        default="window", description="mosaic and mixup partners: images due shortly before, or any"
     )
