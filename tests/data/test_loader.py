@@ -434,7 +434,7 @@ def test_the_loader_tells_where_the_time_went(dataset, workers):
         second = loader.spent() - before
         assert (second.images, second.decoded) == (11, 0)
         assert "0.00 decoded an image" in str(second)
-        assert second.as_dict()["images"] == 11
+        assert second.images == 11
     finally:
         loader.close()
 

@@ -42,6 +42,16 @@ def test_a_wrong_call_of_train_leaves_no_run_folder(here: Path) -> None:
     assert list(here.iterdir()) == []
 
 
+def test_the_run_folder_tells_where_the_time_of_loading_went(here: Path) -> None:
+    result = YOLO("yolo11n").train(data="demo", epochs=2, fraction=0.05, batch=4, val=False, **SMALL)
+    events = map(json.loads, (result.run_dir / "events.jsonl").read_text().splitlines())
+    one, two = (event for event in events if event["event"] == "EpochLoaded")
+    assert (one["epoch"], two["epoch"]) == (0, 1)
+    assert one["images"] == two["images"] > 0
+    assert one["decoded"] > 0
+    assert one["decode_s"] + one["augment_s"] > 0
+
+
 def test_trained_weights_know_the_data_set_that_they_come_from(here: Path) -> None:
     model = YOLO("yolo11n")
     result = model.train(data="demo", epochs=1, fraction=0.02, val=False, **SMALL)

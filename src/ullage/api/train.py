@@ -14,6 +14,7 @@ from torch import nn
 from ullage._version import __version__
 from ullage.api.evaluate import evaluate
 from ullage.api.folders import describe_environment, remove_if_empty, write_text
+from ullage.api.loading import LoadingReport
 from ullage.api.models import LoadedModel, from_weights
 from ullage.api.patient import Patience
 from ullage.api.pictures import EvalPictures, PicturedBatches
@@ -290,6 +291,7 @@ class _Run:
 
     def _listeners(self, first_epoch: int) -> list[Listener]:
         listeners = record_listeners(self.folder, first_epoch=first_epoch, plots=self.config.run.plots)
+        listeners.append(LoadingReport(self.batches.spent, tuple(listeners)))
         return [*listeners, self.console] if self.console is not None else listeners
 
     def _announce(self, trainer: Trainer, network: Detector, optimiser: str, lr0: float) -> None:

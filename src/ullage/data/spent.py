@@ -52,14 +52,3 @@ class Spent:
                  ("wait", self.wait_seconds))  # fmt: skip
         times = ", ".join(f"{name} {1000 * seconds / self.images:.1f}" for name, seconds in parts)
         return f"ms an image: {times}; {self.decoded / self.images:.2f} decoded an image"
-
-    def as_dict(self) -> dict[str, float]:
-        """Return it for a record: seconds and counts."""
-        return {
-            "images": self.images,
-            "decoded": self.decoded,
-            "decode_s": round(self.decode_seconds, 3),
-            "augment_s": round(self.augment_seconds, 3),
-            "collate_s": round(self.collate_seconds, 3),
-            "wait_s": round(self.wait_seconds, 3),
-        }

@@ -66,6 +66,22 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
+class EpochLoaded:
+    """Where the loader's time went in one epoch of training, over all its processes; ``wait_s`` the trainer waited.
+
+    A loader begins the next epoch ahead: its first batches count for the epoch in which they were made.
+    """
+
+    epoch: int
+    images: int
+    decoded: int
+    decode_s: float
+    augment_s: float
+    collate_s: float
+    wait_s: float
+
+
+@dataclass(frozen=True)
 class OutOfMemory:
     """Memory ran out, nothing was lost, and the run goes on.
 
@@ -98,4 +114,4 @@ class Notice:
     message: str
 
 
-Event = RunStarted | StepDone | EpochDone | OutOfMemory | RunEnded | Notice
+Event = RunStarted | StepDone | EpochDone | EpochLoaded | OutOfMemory | RunEnded | Notice
