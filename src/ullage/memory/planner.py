@@ -209,7 +209,9 @@ class _Search:
                 break
             guess = self._guess(modelled, fixed)
             at = max(at + 1, guess) if fits else min(at - 1, guess)
-        return best or self._deepest(size)
+        if best is None and size in (self.images, 1):  # between them, another pass costs less time
+            return self._deepest(size)
+        return best
 
     def _deepest(self, size: int) -> Plan | None:
         """Nest every block as deep as it must be.
