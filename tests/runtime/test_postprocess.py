@@ -7,7 +7,7 @@ import torch
 
 from ullage.geometry.nms import select_detections
 from ullage.nn.outputs import RawDetections, anchor_grid, decode_boxes, decode_scores
-from ullage.runtime.postprocess import detections_from_raw
+from ullage.runtime.postprocess import detections_from_outputs
 
 
 def raw_outputs(*, shift: float, dtype: torch.dtype = torch.float32, classes: int = 7) -> RawDetections:
@@ -31,7 +31,7 @@ def test_equals_the_plain_path(conf: float, one_class_per_box: bool, dtype: torc
                 "conf": conf, "iou": 0.5, "max_det": 60, "classes": classes, "class_agnostic": agnostic,
                 "one_class_per_box": one_class_per_box,
             }  # fmt: skip
-            quick = detections_from_raw(raw, **options)
+            quick = detections_from_outputs(raw, **options)
             plain = select_detections(decode_boxes(raw), decode_scores(raw), **options)
             assert [len(one) for one in quick] == [len(one) for one in plain]
             assert conf > 0.99 or len(plain[0]) > 0
@@ -49,9 +49,9 @@ def test_scores_at_the_threshold() -> None:
     raw = RawDetections(torch.zeros(1, 4, 64), logits, centres, strides)
     for anchor in range(4):
         conf = float(logits[0, anchor, 0].sigmoid())
-        (found,) = detections_from_raw(raw, conf=conf, iou=1.0, max_det=10)
+        (found,) = detections_from_outputs(raw, conf=conf, iou=1.0, max_det=10)
         assert len(found) == 3 - anchor
-        (found,) = detections_from_raw(
+        (found,) = detections_from_outputs(
             raw, conf=float(torch.nextafter(torch.tensor(conf), torch.tensor(0.0))), iou=1.0, max_det=10
         )
         assert len(found) == 4 - anchor
@@ -60,7 +60,7 @@ def test_scores_at_the_threshold() -> None:
 def test_not_a_number_is_never_a_detection() -> None:
     raw = raw_outputs(shift=-4.0)
     raw.logits_BAK[0] = torch.nan
-    assert len(detections_from_raw(raw, conf=0.25, iou=0.7, max_det=300)[0]) == 0
+    assert len(detections_from_outputs(raw, conf=0.25, iou=0.7, max_det=300)[0]) == 0
 
 
 def test_no_box_is_decoded_without_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +71,6 @@ def test_no_box_is_decoded_without_a_candidate(monkeypatch: pytest.MonkeyPatch) 
         postprocess, "decode_boxes", lambda raw: decoded.append(raw.bins_BAR.shape[1]) or decode_boxes(raw)
     )
     raw = raw_outputs(shift=-4.0)
-    detections_from_raw(raw, conf=0.5, iou=0.7, max_det=300)
+    detections_from_outputs(raw, conf=0.5, iou=0.7, max_det=300)
     assert sum(decoded) < raw.bins_BAR.shape[1] / 2
     assert decoded[2] == 0

@@ -11,6 +11,7 @@ is drawn from base images whatever the cache, so the cache changes the speed and
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -177,12 +178,10 @@ class ImageStore:
 
     def _load_through(self, folder: Path, index: int) -> Array:
         file = folder / self._file_name(index)
-        try:
+        with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or damaged by a full disk or a crash
             image = np.load(file, allow_pickle=False)
             if image.shape == (*self.base_size_hw(index), 3) and image.dtype == np.uint8:
                 return image
-        except (OSError, ValueError, EOFError):
-            pass  # not there yet, or damaged by a full disk or a crash: made again below
         image = self._load(index)
         partial = file.with_suffix(f".{os.getpid()}.tmp")
         try:

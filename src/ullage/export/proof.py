@@ -46,7 +46,7 @@ class Tolerance:
 TOLERANCES: dict[FilePrecision, Tolerance] = {
     "fp32": Tolerance(score=1e-3, box_px=_COARSEST_CELL_PX * 1e-3, agreement=0.98, map_loss=0.001),
     "fp16": Tolerance(score=5e-2, box_px=None, agreement=0.9, map_loss=0.005),
-    "int8": Tolerance(score=None, box_px=None, agreement=0.5, map_loss=0.05),
+    "int8": Tolerance(score=None, box_px=None, agreement=0.5, map_loss=0.015),
 }
 
 

@@ -6,6 +6,7 @@ Shape letters: B batch, A anchors, N candidates, K classes, D rows of a file tha
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -29,29 +30,27 @@ def detections_from_outputs(
     class_agnostic: bool = False,
     one_class_per_box: bool = True,
 ) -> list[Detections]:
-    """Filter and suppress whatever a predictor returned; see ``detections_from_raw`` for the arguments.
+    """Filter and suppress whatever a predictor returned: ``select_detections`` on what can survive, nothing else.
 
-    What a file has suppressed by itself is only filtered further.
+    Args:
+        outputs: Of B images. What a file has suppressed by itself is only filtered further.
+        conf: Boxes whose score is not above this are dropped.
+        iou: Of two boxes of one class that overlap more than this, the better stays.
+        max_det: At most this many boxes an image.
+        classes: int64 ids to keep; None keeps all.
+        class_agnostic: Suppress across classes too.
+        one_class_per_box: True keeps the best class of a box, False every class above ``conf``.
+
+    Returns:
+        One ``Detections`` an image, best score first, in pixels of the network's input, on the device of the outputs.
     """
     if isinstance(outputs, SuppressedDetections):
         return [_kept(rows_D6, conf=conf, max_det=max_det, classes=classes) for rows_D6 in outputs.rows_BD6]
-    if isinstance(outputs, RawDetections):
-        return detections_from_raw(
-            outputs,
-            conf=conf,
-            iou=iou,
-            max_det=max_det,
-            classes=classes,
-            class_agnostic=class_agnostic,
-            one_class_per_box=one_class_per_box,
-        )
-    candidate_BA = outputs.scores_BAK.amax(-1) > conf
     found: list[Detections] = []
-    for boxes_A4, scores_AK, candidate_A in zip(*outputs, candidate_BA, strict=True):
-        rows_N = candidate_A.nonzero()[:, 0]
+    for boxes_N4, scores_NK in _candidates(outputs, conf):
         found += select_detections(
-            boxes_A4[rows_N][None],
-            scores_AK[rows_N][None],
+            boxes_N4[None],
+            scores_NK[None],
             conf=conf,
             iou=iou,
             max_det=max_det,
@@ -60,6 +59,25 @@ def detections_from_outputs(
             one_class_per_box=one_class_per_box,
         )
     return found
+
+
+def _candidates(outputs: RawDetections | DecodedDetections, conf: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the decoded boxes and scores of each image that may score above ``conf``.
+
+    Of 8,400 anchors few do. Since the sigmoid is monotone, the class logits tell which, before any box is decoded.
+    """
+    if isinstance(outputs, DecodedDetections):
+        candidate_BA = outputs.scores_BAK.amax(-1) > conf
+        for boxes_A4, scores_AK, candidate_A in zip(*outputs, candidate_BA, strict=True):
+            yield boxes_A4[candidate_A], scores_AK[candidate_A]
+        return
+    candidate_BA = outputs.logits_BAK.amax(-1).float() > _logit(conf - _ROUNDING)
+    for bins_AR, logits_AK, candidate_A in zip(outputs.bins_BAR, outputs.logits_BAK, candidate_BA, strict=True):
+        rows_N = candidate_A.nonzero()[:, 0]
+        few = RawDetections(
+            bins_AR[rows_N][None], logits_AK[rows_N][None], outputs.centres_A2[rows_N], outputs.strides_A[rows_N]
+        )
+        yield decode_boxes(few)[0], decode_scores(few)[0]
 
 
 def _kept(rows_D6: torch.Tensor, *, conf: float, max_det: int, classes: torch.Tensor | None) -> Detections:
@@ -69,53 +87,6 @@ def _kept(rows_D6: torch.Tensor, *, conf: float, max_det: int, classes: torch.Te
         keep_D &= torch.isin(ids_D, classes.to(ids_D.device))
     rows_N = keep_D.nonzero()[:max_det, 0]
     return Detections(boxes_D4[rows_N], scores_D[rows_N], ids_D[rows_N])
-
-
-def detections_from_raw(
-    raw: RawDetections,
-    *,
-    conf: float,
-    iou: float,
-    max_det: int,
-    classes: torch.Tensor | None = None,
-    class_agnostic: bool = False,
-    one_class_per_box: bool = True,
-) -> list[Detections]:
-    """Decode, filter and suppress: the same as ``select_detections`` on all decoded anchors, in a fraction of the time.
-
-    Of 8,400 anchors few score above ``conf``. Since the sigmoid is monotone, the class logits tell which, before
-    any box is decoded.
-
-    Args:
-        raw: What the network returned for B images.
-        conf: Boxes whose score is not above this are dropped.
-        iou: Of two boxes of one class that overlap more than this, the better stays.
-        max_det: At most this many boxes an image.
-        classes: int64 ids to keep; None keeps all.
-        class_agnostic: Suppress across classes too.
-        one_class_per_box: True keeps the best class of a box, False every class above ``conf``.
-
-    Returns:
-        One ``Detections`` an image, best score first, in pixels of the network's input, on its device.
-    """
-    candidate_BA = raw.logits_BAK.amax(-1).float() > _logit(conf - _ROUNDING)
-    found: list[Detections] = []
-    for bins_AR, logits_AK, candidate_A in zip(raw.bins_BAR, raw.logits_BAK, candidate_BA, strict=True):
-        rows_N = candidate_A.nonzero()[:, 0]
-        candidates = RawDetections(
-            bins_AR[rows_N][None], logits_AK[rows_N][None], raw.centres_A2[rows_N], raw.strides_A[rows_N]
-        )
-        found += select_detections(
-            decode_boxes(candidates),
-            decode_scores(candidates),
-            conf=conf,
-            iou=iou,
-            max_det=max_det,
-            classes=classes,
-            class_agnostic=class_agnostic,
-            one_class_per_box=one_class_per_box,
-        )
-    return found
 
 
 def _logit(probability: float) -> float:
