@@ -10,8 +10,10 @@ as much to decode as photographs do.
 
 Beside the peer, both loaders run as programs of their own (see peers/README.md) on one copy of the data set; they are
 asked in turn for an epoch that is not counted, because its first batches were made ahead, and two that are. A ratio is
-the median over the rounds. ``--copies`` makes a larger set of copies of the images under other names, so that neither
-side keeps all of it in memory.
+the median over the rounds. Of a worker's memory three figures are given, each the largest of all workers and rounds:
+the share (what several processes share is divided among them), what it holds alone, and its peak resident size, in
+which shared memory counts in full for each of them. ``--copies`` makes a larger set of copies of the images under other
+names, so that neither side keeps all of it in memory.
 """
 
 from __future__ import annotations
@@ -143,12 +145,14 @@ def compare(case: dict[str, Any], python: Path, rounds: int) -> str:
             pairs.append((answers[0], answers[1]))
     ratios = sorted(a["speed"] / b["speed"] for a, b in pairs)
     speeds = [statistics.median(pair[side]["speed"] for pair in pairs) for side in (0, 1)]
-    peaks = [max(worker["peak"] for pair in pairs for worker in pair[side]["workers"]) for side in (0, 1)]
-    own = [max(worker["own"] for pair in pairs for worker in pair[side]["workers"]) for side in (0, 1)]
+    (peak, their_peak), (share, their_share), (own, their_own) = (
+        [max(worker[kind] for pair in pairs for worker in pair[side]["workers"]) / 1e6 for side in (0, 1)]
+        for kind in ("peak", "share", "own")
+    )
     return (
         f"{statistics.median(ratios):.2f} times the peer's images/s (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}; "
-        f"{speeds[0]:.0f} and {speeds[1]:.0f}); a worker's peak {peaks[0] / 1e6:.0f} and {peaks[1] / 1e6:.0f} MB, "
-        f"of its own {own[0] / 1e6:.0f} and {own[1] / 1e6:.0f} MB"
+        f"{speeds[0]:.0f} and {speeds[1]:.0f}); a worker's share of the memory {share:.0f} and {their_share:.0f} MB, "
+        f"of its own {own:.0f} and {their_own:.0f} MB, peak with all that is shared {peak:.0f} and {their_peak:.0f} MB"
     )
 
 

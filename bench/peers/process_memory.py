@@ -7,13 +7,18 @@ from pathlib import Path
 
 
 def children_memory() -> list[dict[str, int]]:
-    """Return for each child process its peak resident bytes and the bytes that it alone holds now (Linux)."""
+    """Return what each child process holds (Linux).
+
+    ``peak`` is the largest resident size so far, which counts memory that is shared with other processes in full;
+    ``share`` is its proportional share now, which counts such memory divided by the processes that share it, so that
+    the shares of all processes add up to what is taken; ``own`` is what it alone holds now.
+    """
     found = []
     for task in Path(f"/proc/{os.getpid()}/task").iterdir():
         for pid in (task / "children").read_text(encoding="ascii").split():
             status, rollup = _fields(pid, "status"), _fields(pid, "smaps_rollup")
             own = rollup["Private_Clean"] + rollup["Private_Dirty"]
-            found.append({"peak": status["VmHWM"] * 1024, "own": own * 1024})
+            found.append({"peak": status["VmHWM"] * 1024, "share": rollup["Pss"] * 1024, "own": own * 1024})
     return found
 
 

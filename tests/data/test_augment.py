@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -25,6 +26,7 @@ from ullage.data.recipe import Hsv, Recipe
 from ullage.data.render import render, shift_colours
 from ullage.errors import DataError
 from ullage.geometry.boxes import area_xyxy
+from ullage.geometry.letterbox import PAD_GREY
 
 EVERYTHING = AugmentSettings(
     degrees=10, shear=5, perspective=0.0005, flipud=0.5, mosaic=0.7, mixup=0.5, copy_paste=0.6, scale=0.7
@@ -174,21 +176,37 @@ def test_objects_in_company_are_not_pasted():
 def test_colours_follow_the_hsv_definition():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    same = image.copy()
-    shift_colours(same, Hsv(0.0, 1.0, 1.0))
+    before = image.copy()
+    same = shift_colours(image, Hsv(0.0, 1.0, 1.0))
     assert np.abs(same.astype(int) - image).max() <= 6  # 8-bit HSV and back
-    third = np.full((4, 4, 3), (250, 0, 0), np.uint8)
-    shift_colours(third, Hsv(1 / 3, 1.0, 1.0))
+    np.testing.assert_array_equal(image, before)  # it may be shared with other processes
+    third = shift_colours(np.full((4, 4, 3), (250, 0, 0), np.uint8), Hsv(1 / 3, 1.0, 1.0))
     np.testing.assert_array_equal(third, np.full((4, 4, 3), (0, 250, 0), np.uint8))
-    dark = np.full((4, 4, 3), 100, np.uint8)
-    shift_colours(dark, Hsv(0.2, 1.7, 0.5))
+    dark = shift_colours(np.full((4, 4, 3), 100, np.uint8), Hsv(0.2, 1.7, 0.5))
     np.testing.assert_array_equal(dark, np.full((4, 4, 3), 50, np.uint8))
-    pale = np.full((4, 4, 3), (200, 100, 100), np.uint8)
-    shift_colours(pale, Hsv(0.0, 0.5, 1.0))
-    assert cv2.cvtColor(pale, cv2.COLOR_RGB2HSV)[0, 0, 1] == pytest.approx(64, abs=2)
-    bright = np.full((4, 4, 3), 200, np.uint8)
-    shift_colours(bright, Hsv(0.0, 1.0, 1.4))
+    pale = shift_colours(np.full((4, 4, 3), (200, 100, 100), np.uint8), Hsv(0.0, 0.5, 1.0))
+    assert int(cv2.cvtColor(pale, cv2.COLOR_RGB2HSV)[0, 0, 1]) == pytest.approx(64, abs=2)
+    bright = shift_colours(np.full((4, 4, 3), 200, np.uint8), Hsv(0.0, 1.0, 1.4))
     np.testing.assert_array_equal(bright, np.full((4, 4, 3), 255, np.uint8))
+
+
+@pytest.mark.parametrize("chosen", [{"scale": 0.5}, {"degrees": 20, "copy_paste": 1.0}, {"mixup": 1.0, "flipud": 0.5}])
+def test_colours_change_in_every_tile_and_nowhere_else(chosen):
+    """Tiles of one colour, drawn larger, smaller, turned, pasted and blended: all change alike, the grey stays grey."""
+    boxes = [np.array([[20, 20, 60, 60]], np.float32)] * 5
+    dataset = make_set([SIZE_HW] * 5, boxes)
+    red, size_hw = np.full((*SIZE_HW, 3), (180, 90, 60), np.uint8), (160, 160)
+    images = [red.copy() for _ in range(5)]
+    for epoch in range(12):
+        plain = sample(dataset, 0, 0, epoch, AugmentSettings(mosaic=0.6, hsv_h=0, hsv_s=0, hsv_v=0, **chosen), size_hw)
+        drawn, _ = render(plain, dataset=dataset, load=images.__getitem__)
+        hsv = Hsv(0.01, 1.4, 0.7)
+        coloured, _ = render(replace(plain, hsv=hsv), dataset=dataset, load=images.__getitem__)
+        covered, margin = (drawn == red[0, 0]).all(2), (drawn == PAD_GREY).all(2)
+        assert covered.any()
+        assert (coloured[covered] == shift_colours(red[:1, :1], hsv)[0, 0]).all()
+        assert (coloured[margin] == PAD_GREY).all()
+    np.testing.assert_array_equal(images[0], red)
 
 
 def test_boxes_that_are_kept():

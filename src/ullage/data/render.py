@@ -9,6 +9,10 @@ drawn differs from the one in the recipe by up to half of such a pixel, and the 
 A tile that is turned, sheared or seen in perspective is interpolated between four pixels, after halving by averaging
 where it shrinks to less than half.
 
+Colours are changed tile by tile, before or after resampling, whichever has fewer pixels.
+Differs from the customary implementation: the grey around and between the tiles keeps its shade, as at prediction, and
+of two pictures that are blended each is changed before they are.
+
 Shape letters: H, W canvas or image; T tiles; 33 matrices on continuous pixels (the first pixel's centre at 0.5).
 """
 
@@ -34,6 +38,9 @@ Region = tuple[int, int, int, int]
 
 MIN_CUT_PX = 32  # a smaller cut would be stretched by more than 3 % when its sides go to whole pixels
 MAX_CUT_GAIN = 4.0
+# (mirrored, upside down) -> how OpenCV calls it
+_FLIPS = {(False, False): None, (True, False): 1, (False, True): 0, (True, True): -1}
+_BLOCK_PX = 64  # what the widest registers take at a time
 _HUE_STEPS = 180  # of OpenCV's 8-bit hue
 _MAX_HUE_STEP = 70.0  # the shifted hue must fit 8 bits
 
@@ -53,31 +60,33 @@ def render(
         The canvas and the boxes on it.
     """
     canvas_HW3 = np.empty((*recipe.size_hw, 3), np.uint8) if out_HW3 is None else out_HW3
-    labels = [_draw_layer(canvas_HW3, recipe.layers[0], dataset, load)]
+    labels = [_draw_layer(canvas_HW3, recipe.layers[0], dataset, load, recipe.hsv)]
     for layer in recipe.layers[1:]:
         other_HW3 = np.empty_like(canvas_HW3)
-        labels.append(_draw_layer(other_HW3, layer, dataset, load))
-        canvas_HW3[...] = cv2.addWeighted(canvas_HW3, recipe.blend, other_HW3, 1 - recipe.blend, 0)
-    if recipe.hsv is not None:
-        shift_colours(canvas_HW3, recipe.hsv)
+        labels.append(_draw_layer(other_HW3, layer, dataset, load, recipe.hsv))
+        cv2.addWeighted(canvas_HW3, recipe.blend, other_HW3, 1 - recipe.blend, 0, dst=canvas_HW3)
     return canvas_HW3, join_labels(labels)
 
 
-def shift_colours(image_HW3: Array, hsv: Hsv) -> None:
-    """Change hue, saturation and brightness of a uint8 RGB image in place, to the nearest of 180, 256 and 256 steps."""
+def shift_colours(image_HW3: Array, hsv: Hsv) -> Array:
+    """Return an RGB image with hue, saturation and brightness changed, to the nearest of 180, 256 and 256 steps."""
+    # One row of whole blocks: what is left of a row OpenCV takes pixel by pixel, which is slow and rounds differently.
+    pixels = image_HW3.shape[0] * image_HW3.shape[1]
+    row_1P3 = np.empty((1, -(-pixels // _BLOCK_PX) * _BLOCK_PX, 3), np.uint8)
+    row_1P3[0, :pixels].reshape(image_HW3.shape)[...] = image_HW3
     step = (hsv.hue_shift * _HUE_STEPS + _HUE_STEPS / 2) % _HUE_STEPS - _HUE_STEPS / 2
     if abs(step) > _MAX_HUE_STEP:
-        _shift_by_table(image_HW3, hsv)
-        return
+        return _shift_by_table(row_1P3, hsv)[0, :pixels].reshape(image_HW3.shape)
     # A turn backwards is a turn forwards with red and blue exchanged; forwards, 8 bits hold it without wrapping round.
     forwards = step >= 0
-    hsv_HW3 = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2HSV if forwards else cv2.COLOR_BGR2HSV)
+    hsv_1P3 = cv2.cvtColor(row_1P3, cv2.COLOR_RGB2HSV if forwards else cv2.COLOR_BGR2HSV)
     change_34 = np.array([[1, 0, 0, abs(step)], [0, hsv.saturation_gain, 0, 0], [0, 0, hsv.value_gain, 0]], np.float64)
-    hsv_HW3 = cv2.transform(hsv_HW3, change_34, dst=hsv_HW3)
-    cv2.cvtColor(hsv_HW3, cv2.COLOR_HSV2RGB if forwards else cv2.COLOR_HSV2BGR, dst=image_HW3)
+    changed_1P3 = cv2.transform(hsv_1P3, change_34)  # into memory of its own: in place it costs a fifth more
+    back = cv2.COLOR_HSV2RGB if forwards else cv2.COLOR_HSV2BGR
+    return cv2.cvtColor(changed_1P3, back, dst=hsv_1P3)[0, :pixels].reshape(image_HW3.shape)
 
 
-def _shift_by_table(image_HW3: Array, hsv: Hsv) -> None:
+def _shift_by_table(image_HW3: Array, hsv: Hsv) -> Array:
     values = np.arange(256)
     tables = np.stack(
         (
@@ -88,33 +97,37 @@ def _shift_by_table(image_HW3: Array, hsv: Hsv) -> None:
         axis=-1,
     )
     hsv_HW3 = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2HSV)
-    hsv_HW3 = cv2.LUT(hsv_HW3, tables.astype(np.uint8)[None], dst=hsv_HW3)
-    cv2.cvtColor(hsv_HW3, cv2.COLOR_HSV2RGB, dst=image_HW3)
+    hsv_HW3 = cv2.LUT(hsv_HW3, tables.astype(np.uint8)[None])
+    return cv2.cvtColor(hsv_HW3, cv2.COLOR_HSV2RGB)
 
 
-def draw_tiles(canvas_HW3: Array, layer: tuple[Tile, ...], *, dataset: DetectionSet, load: LoadImage) -> Array:
+def draw_tiles(
+    canvas_HW3: Array, layer: tuple[Tile, ...], *, dataset: DetectionSet, load: LoadImage, hsv: Hsv | None = None
+) -> Array:
     """Draw a picture on grey; return the map of each tile as it was drawn, (T, 3, 3), from the original image."""
     canvas_HW3.fill(PAD_GREY)
-    return np.array([_draw(canvas_HW3, tile, dataset, load) for tile in layer]).reshape(-1, 3, 3)
+    return np.array([_draw(canvas_HW3, tile, dataset, load, hsv) for tile in layer]).reshape(-1, 3, 3)
 
 
-def _draw_layer(canvas_HW3: Array, layer: tuple[Tile, ...], dataset: DetectionSet, load: LoadImage) -> Labels:
-    matrices_T33 = draw_tiles(canvas_HW3, layer, dataset=dataset, load=load)
+def _draw_layer(
+    canvas_HW3: Array, layer: tuple[Tile, ...], dataset: DetectionSet, load: LoadImage, hsv: Hsv | None
+) -> Labels:
+    matrices_T33 = draw_tiles(canvas_HW3, layer, dataset=dataset, load=load, hsv=hsv)
     return layer_labels(dataset, layer, canvas_HW3.shape[:2], matrices_T33=matrices_T33)
 
 
-def _draw(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadImage) -> Array:
+def _draw(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadImage, hsv: Hsv | None) -> Array:
     """Draw one tile; return the matrix from the original image to the canvas that was drawn."""
     height, width = dataset.size_hw(tile.index)
     a, b, left, c, d, top, e, f, g = tile.matrix
     if tile.box is None and b == c == e == f == 0 and g == 1:
-        return _draw_upright(canvas_HW3, tile, (a, d, left, top), (height, width), load)
-    return _draw_any(canvas_HW3, tile, dataset, load)
+        return _draw_upright(canvas_HW3, tile, (a, d, left, top), (height, width), load, hsv)
+    return _draw_any(canvas_HW3, tile, dataset, load, hsv)
 
 
 def _draw_upright(
     canvas_HW3: Array, tile: Tile, gains_shifts: tuple[float, float, float, float], size_hw: tuple[int, int],
-    load: LoadImage,
+    load: LoadImage, hsv: Hsv | None,
 ) -> Array:  # fmt: skip
     """Draw a whole image that is neither turned nor sheared; plain numbers, because matrices cost more than pixels."""
     gain_x, gain_y, left, top = gains_shifts
@@ -128,15 +141,15 @@ def _draw_upright(
     if cut is None:
         matrix_33 = tile.matrix_33() @ np.diag([1 / scale_x, 1 / scale_y, 1.0])
         window_4 = np.array([0, 0, image_HW3.shape[1], image_HW3.shape[0]], np.float64)
-        _draw_turned(canvas_HW3, image_HW3, matrix_33, window_4, region)
+        _draw_turned(canvas_HW3, image_HW3, matrix_33, window_4, region, hsv)
         return tile.matrix_33()
-    _draw_cut(canvas_HW3, image_HW3, cut, region)
+    _draw_cut(canvas_HW3, image_HW3, cut, region, hsv)
     gain_x, gain_y = (region[2] - region[0]) / (cut[2] - cut[0]), (region[3] - region[1]) / (cut[3] - cut[1])
     shift_x, shift_y = region[0] - cut[0] * gain_x, region[1] - cut[1] * gain_y
     return np.array([[gain_x * scale_x, 0, shift_x], [0, gain_y * scale_y, shift_y], [0, 0, 1]])
 
 
-def _draw_any(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadImage) -> Array:
+def _draw_any(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadImage, hsv: Hsv | None) -> Array:
     """Draw an image, or one object of it, by any map."""
     height, width = dataset.size_hw(tile.index)
     window_4 = np.array([0, 0, width, height], np.float64)
@@ -149,7 +162,7 @@ def _draw_any(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadIm
     image_HW3 = load(tile.index)
     scale_wh = (image_HW3.shape[1] / width, image_HW3.shape[0] / height)
     from_image_33 = matrix_33 @ np.diag([1 / scale_wh[0], 1 / scale_wh[1], 1.0])
-    _draw_turned(canvas_HW3, image_HW3, from_image_33, window_4 * (scale_wh * 2), region)
+    _draw_turned(canvas_HW3, image_HW3, from_image_33, window_4 * (scale_wh * 2), region, hsv)
     return matrix_33
 
 
@@ -178,21 +191,32 @@ def _cut(
     return cut if min(abs(cut[2] - cut[0]), abs(cut[3] - cut[1])) >= MIN_CUT_PX else None
 
 
-def _draw_cut(canvas_HW3: Array, image_HW3: Array, cut: tuple[int, int, int, int], region: Region) -> None:
+def _draw_cut(
+    canvas_HW3: Array, image_HW3: Array, cut: tuple[int, int, int, int], region: Region, hsv: Hsv | None
+) -> None:
     """Resample a part of an image onto a region of the canvas."""
     left, top, right, bottom = region
+    view_HW3 = canvas_HW3[top:bottom, left:right]
     columns, rows = sorted((cut[0], cut[2])), sorted((cut[1], cut[3]))
     part_HW3 = image_HW3[rows[0] : rows[1], columns[0] : columns[1]]
-    mirrored, upside_down = cut[0] > cut[2], cut[1] > cut[3]
-    if mirrored or upside_down:
-        part_HW3 = cv2.flip(part_HW3, -1 if mirrored and upside_down else int(mirrored))
-    size_hw = (bottom - top, right - left)
-    if part_HW3.shape[:2] != size_hw:
-        part_HW3 = resample(part_HW3, size_hw)
-    canvas_HW3[top:bottom, left:right] = part_HW3
+    flip = _FLIPS[cut[0] > cut[2], cut[1] > cut[3]]
+    grows = part_HW3.size <= view_HW3.size
+    if grows:  # flips and colours where there are fewer pixels
+        part_HW3 = _change(part_HW3, flip, hsv)
+    if part_HW3.shape != view_HW3.shape:
+        part_HW3 = resample(part_HW3, (bottom - top, right - left))
+    view_HW3[...] = part_HW3 if grows else _change(part_HW3, flip, hsv)
 
 
-def _draw_turned(canvas_HW3: Array, image_HW3: Array, matrix_33: Array, window_4: Array, region: Region) -> None:
+def _change(image_HW3: Array, flip: int | None, hsv: Hsv | None) -> Array:
+    if flip is not None:
+        image_HW3 = cv2.flip(image_HW3, flip)
+    return image_HW3 if hsv is None else shift_colours(image_HW3, hsv)
+
+
+def _draw_turned(
+    canvas_HW3: Array, image_HW3: Array, matrix_33: Array, window_4: Array, region: Region, hsv: Hsv | None
+) -> None:
     image_HW3, matrix_33, window_4 = _halve(image_HW3, matrix_33, window_4)
     left, top, right, bottom = region
     view_HW3 = canvas_HW3[top:bottom, left:right]
@@ -204,6 +228,8 @@ def _draw_turned(canvas_HW3: Array, image_HW3: Array, matrix_33: Array, window_4
         drawn_HW3 = cv2.warpAffine(image_HW3, opencv_33[:2], size_wh, borderMode=cv2.BORDER_REPLICATE)
     else:
         drawn_HW3 = cv2.warpPerspective(image_HW3, opencv_33, size_wh, borderMode=cv2.BORDER_REPLICATE)
+    if hsv is not None:
+        drawn_HW3 = shift_colours(drawn_HW3, hsv)
     inside_HW = _inside(to_view_33, window_4, size_wh)
     cv2.copyTo(drawn_HW3, inside_HW.view(np.uint8), view_HW3)
 
