@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ullage import api
 from ullage.api.export import export
 from ullage.api.exported import ExportedModel, open_model
-from ullage.api.models import LoadedModel, ModelInfo
-from ullage.api.predict import make_predictor
-from ullage.api.train import TrainResult
+from ullage.api.models import LoadedModel, ModelInfo, load_model
+from ullage.api.predict import Prediction, make_predictors, predict
+from ullage.api.train import TrainResult, train
+from ullage.api.val import val
 from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig
 from ullage.errors import ConfigError
 from ullage.metrics.result import Metrics
@@ -38,7 +38,7 @@ class YOLO:
             raise ConfigError(f"task={task!r} is not supported; Ullage detects (task='detect')")
         self._requested = str(model)
         self._model: LoadedModel | ExportedModel = open_model(model)
-        self._predictor: tuple[tuple[object, ...], Predictor] | None = None
+        self._predictors: tuple[tuple[object, ...], Sequence[Predictor]] | None = None
 
     @property
     def names(self) -> dict[int, str]:
@@ -77,9 +77,9 @@ class YOLO:
         file = settings.pop("cfg", None)
         config = TrainConfig.load({"model": self._requested, **settings}, file=file)
         start = self._start_of(config, named="model" in settings)
-        result = api.train(config, model=start)
+        result = train(config, model=start)
         best = result.best if result.best.exists() else result.last
-        self._model, self._requested, self._predictor = api.load_model(best), str(best), None
+        self._model, self._requested, self._predictors = load_model(best), str(best), None
         return result
 
     def _start_of(self, config: TrainConfig, *, named: bool) -> LoadedModel | None:
@@ -97,24 +97,30 @@ class YOLO:
         values = {"model": self._requested, **settings}
         if "data" not in values and (known := self._trained_on()):
             values["data"] = known
-        return api.val(ValConfig.load(values), model=self._model)
+        return val(ValConfig.load(values), model=self._model)
 
-    def predict(self, source: Any = None, **settings: Any) -> list[Results] | Iterator[Results]:
-        """Find objects in images or videos.
+    def predict(
+        self, source: Any = None, *, callback: Callable[[Results], object] | None = None, **settings: Any
+    ) -> list[Results] | Prediction:
+        """Find objects in images, videos, or what cameras and streams show.
 
         Args:
-            source: Image, video, folder, glob, URL, RGB array, PIL image, tensor, or a list of those.
+            source: Image, video, folder, glob, URL, number of a camera, stream, RGB array, PIL image, tensor, or a list
+                of those.
+            callback: Called with every result as soon as it is there.
             **settings: Every key of ``ullage predict --help``.
 
         Returns:
-            A list; a generator for videos and with ``stream=True``.
+            A list; for videos, for streams and with ``stream=True`` an iterator, whose ``stats()`` tell of the streams.
         """
         text = str(source) if isinstance(source, str | Path) else None
         config = PredictConfig.load({"model": self._requested, **settings, "source": text})
         key = (config.device, config.predict.half)
-        if self._predictor is None or self._predictor[0] != key:
-            self._predictor = (key, make_predictor(config, self._model))
-        prediction = api.predict(config, source=source, model=self._model, predictor=self._predictor[1])
+        if self._predictors is None or self._predictors[0] != key:
+            self._predictors = (key, make_predictors(config, self._model))
+        prediction = predict(
+            config, source=source, model=self._model, predictors=self._predictors[1], callback=callback
+        )
         streams = prediction.is_stream if config.predict.stream is None else config.predict.stream
         return prediction if streams else list(prediction)
 

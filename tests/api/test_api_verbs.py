@@ -155,7 +155,7 @@ def test_saved_weights_come_back_to_the_bit(model: YOLO, here: Path) -> None:
         (lambda: YOLO("yolo11n").predict(), ConfigError, "source"),
         (lambda: YOLO("yolo11n").predict([]), DataError, "empty list"),
         (lambda: YOLO("yolo11n").predict(3.5), ConfigError, "float"),
-        (lambda: YOLO("yolo11n").predict(0), BackendUnavailable, "camera"),
+        (lambda: list(YOLO("yolo11n").predict(99)), BackendUnavailable, "camera99"),
         (lambda: YOLO("yolo11n").predict("nowhere.jpg"), DataError, "nowhere.jpg"),
         (lambda: YOLO("yolo11n").predict("x.jpg", device="cuda:99"), BackendUnavailable, "cuda:99"),
         (lambda: YOLO("yolo11n").predict(np.zeros((4, 4, 2), np.uint8)), DataError, "2"),

@@ -41,7 +41,7 @@ CONFIGS: dict[str, tuple[Path, type[VerbConfig]]] = {
 }
 KNOWN_KEYS = {key for _, made in CONFIGS.values() for key in made.fields()}
 # What stands before an equals sign and is no setting: words of the command line, arguments of other functions.
-OTHER_KEYS = {"task", "mode", "cfg", "key", "weights_only", "ULLAGE_DEBUG", "listeners"}
+OTHER_KEYS = {"task", "mode", "cfg", "key", "weights_only", "ULLAGE_DEBUG", "callback", "listeners"}
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ullage.errors import BackendUnavailable, ConfigError, DataError
+from ullage.errors import ConfigError, DataError
 from ullage.runtime import download
-from ullage.runtime.sources import open_source
+from ullage.runtime.sources import LiveSource, open_source
 from ullage.runtime.video import VideoWriter
 
 
@@ -147,10 +147,39 @@ def test_unknown_suffix_is_judged_by_content(tmp_path: Path) -> None:
     assert paths(tmp_path / "photo") == ["photo"]
 
 
-@pytest.mark.parametrize("source", [0, "0", "rtsp://camera/stream", "RTSP://x", "udp://1.2.3.4:5"])
-def test_live_streams_are_refused_plainly(source: object) -> None:
-    with pytest.raises(BackendUnavailable, match="not supported in this version"):
-        open_source(source)
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        (0, ["camera0"]), ("2", ["camera2"]), ("rtsp://camera/stream", ["rtsp://camera/stream"]),
+        ("RTSP://me:pass@x/1", ["RTSP://me:***@x/1"]), (["udp://1.2.3.4:5", 1], ["udp://1.2.3.4:5", "camera1"]),
+        ("http://10.0.0.1/live.m3u8", ["http://10.0.0.1/live.m3u8"]),
+    ],
+)  # fmt: skip
+def test_streams(source: object, named: list[str]) -> None:
+    opened = open_source(source)
+    assert isinstance(opened, LiveSource)
+    assert [address.name for address in opened.addresses] == named
+
+
+def test_lists_of_streams(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    listing = tmp_path / "doors.streams"
+    listing.write_text("rtsp://a/1\n# closed\n\n0\nclip.mp4\n")
+    opened = open_source(listing)
+    assert isinstance(opened, LiveSource)
+    assert [address.kind for address in opened.addresses] == ["network", "camera", "file"]
+    plain = listing.rename(tmp_path / "doors.txt")
+    plain.write_text("rtsp://a/1\nrtsp://a/2\n")
+    assert len(open_source(str(plain)).addresses) == 2  # type: ignore[union-attr]
+
+
+def test_streams_and_pictures_do_not_mix(tmp_path: Path) -> None:
+    picture = save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match=r"a.png' is a picture"):
+        open_source(["rtsp://a/1", picture])
+    (tmp_path / "x.streams").write_text("rtsp://a/1\na.png\n")
+    with pytest.raises(ConfigError, match=r"x.streams:2: .*a.png' is a picture"):
+        open_source(tmp_path / "x.streams")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +294,7 @@ def test_addresses_that_fail(server: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a character device")
-def test_devices_are_live_sources() -> None:
-    with pytest.raises(BackendUnavailable, match="not supported"):
-        open_source("/dev/null")
+def test_devices_are_cameras() -> None:
+    opened = open_source("/dev/null")
+    assert isinstance(opened, LiveSource)
+    assert [(address.kind, address.where) for address in opened.addresses] == [("camera", "/dev/null")]

@@ -25,6 +25,14 @@ class DeviceSettings(Section):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+class PredictDeviceSettings(DeviceSettings):
+    """Devices."""
+
+    device: str | None = Field(
+        default=None, description="'cpu', 0, 'cuda:0', 'mps', or several, '0,1'; None takes the first GPU, else the CPU"
+    )
+
+
 class EvalDeviceSettings(DeviceSettings):
     """Device and precision."""
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ullage.config.augment import AugmentSettings
 from ullage.config.base import VerbConfig
 from ullage.config.data import DataSettings, EvalDataSettings, EvalLoaderSettings, LoaderSettings
-from ullage.config.device import DeviceSettings, EvalDeviceSettings, TrainDeviceSettings
+from ullage.config.device import EvalDeviceSettings, PredictDeviceSettings, TrainDeviceSettings
 from ullage.config.evaluate import EvalSettings
 from ullage.config.loss import LossSettings
 from ullage.config.memory import MemorySettings
@@ -67,5 +67,5 @@ class PredictConfig(VerbConfig):
 
     model: ModelSettings = Field(default_factory=ModelSettings)
     predict: PredictSettings = Field(default_factory=PredictSettings)
-    device: DeviceSettings = Field(default_factory=DeviceSettings)
+    device: PredictDeviceSettings = Field(default_factory=PredictDeviceSettings)
     folder: FolderSettings = Field(default_factory=FolderSettings)

@@ -1,4 +1,4 @@
-"""Images in, results out: what a predictor is, PyTorch's, and the loop around them.
+"""Images in, results out: PyTorch's predictor, and ``predict`` for every predictor.
 
 Shape letters: B batch, H, W the network's input.
 """
@@ -6,61 +6,28 @@ Shape letters: B batch, H, W the network's input.
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice, pairwise
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from ullage.errors import BackendUnavailable, ConfigError
 from ullage.geometry.detections import Detections
-from ullage.geometry.letterbox import Letterbox, fit, tight_size
 from ullage.nn.fold import fold_batchnorm
 from ullage.nn.outputs import RawDetections
+from ullage.runtime.live import LiveResults
 from ullage.runtime.outputs import Suppression
+from ullage.runtime.passes import Pass, SourceFeed, run_passes
 from ullage.runtime.postprocess import Outputs, detections_from_outputs
-from ullage.runtime.results import Boxes, Results
-from ullage.runtime.sources import Frame, Source, open_source
+from ullage.runtime.protocol import Predictor
+from ullage.runtime.results import Results
+from ullage.runtime.sources import LiveSource, Source, open_source
+from ullage.runtime.stream_hub import StreamHub, StreamSettings
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DEFAULT_SIDE = 640
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Predictor(Protocol):
-    """Anything that turns images into raw detections: a PyTorch network, or a file in another runtime."""
-
-    @property
-    def names(self) -> Mapping[int, str]:
-        """Class name by id."""
-        ...
-
-    @property
-    def stride(self) -> int:
-        """Sides of the input must be multiples of this."""
-        ...
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        """Size of the input when the user names none."""
-        ...
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether ``size_hw`` is the only size that is taken."""
-        ...
-
-    @property
-    def suppression(self) -> Suppression | None:
-        """Thresholds that are fixed inside; None when every anchor is returned."""
-        ...
-
-    def __call__(self, images_B3HW: torch.Tensor) -> Outputs:
-        """Run uint8 RGB images on the host through the network; returns when the result is there."""
-        ...
 
 
 class TorchPredictor:
@@ -153,7 +120,7 @@ def precision_for(device: torch.device | str, *, half: bool) -> Precision:
 
 
 def predict(
-    predictor: Predictor,
+    predictor: Predictor | Sequence[Predictor],
     *,
     source: Any,
     imgsz: int | tuple[int, int] | None = None,
@@ -163,13 +130,15 @@ def predict(
     classes: Sequence[int] | None = None,
     class_agnostic: bool = False,
     batch: int = 1,
+    streams: StreamSettings = StreamSettings(),  # noqa: B008  (frozen)
 ) -> Iterator[Results]:
     """Detect objects in every frame of a source, in order.
 
-    At most ``batch`` frames are held at a time, however long a video is. Arguments are checked before the first frame.
+    At most ``batch`` frames for each device are held at a time, however long a video is; of streams besides a few that
+    wait. Arguments are checked before the first frame.
 
     Args:
-        predictor: What runs the network.
+        predictor: What runs the network; several take turns.
         source: What ``open_source`` accepts, or what it returned.
         imgsz: Length that the longer side is resized to, the shorter following and padded to the stride; or (h, w),
             into which every image is fitted. None: the predictor's own size.
@@ -179,36 +148,42 @@ def predict(
         classes: Ids to keep; None keeps all.
         class_agnostic: Suppress across classes too.
         batch: Frames a pass.
+        streams: How streams are read.
 
     Returns:
-        A generator of results, tensors on the CPU.
+        A generator of results, tensors on the CPU; of streams ``LiveResults``.
 
     Raises:
         ConfigError: A size is not a multiple of the stride, a number is out of range, or a class does not exist.
         DataError: The source is missing or cannot be read.
     """
-    imgsz = input_size(predictor, imgsz)
+    predictors = list(predictor) if isinstance(predictor, Sequence) else [predictor]
+    first = predictors[0]
+    imgsz = input_size(first, imgsz)
     for name, value, allowed in (
         ("conf", conf, 0 <= conf < 1), ("iou", iou, 0 < iou <= 1), ("max_det", max_det, max_det >= 1),
         ("batch", batch, batch >= 1),
     ):  # fmt: skip
         if not allowed:
             raise ConfigError(f"{name}={value} is out of range; see the settings of predict")
-    unknown = [class_id for class_id in classes or () if class_id not in predictor.names]
+    unknown = [class_id for class_id in classes or () if class_id not in first.names]
     if unknown:
         raise ConfigError(
-            f"classes={list(classes or ())}: there is no class {unknown[0]}; ids go to {len(predictor.names) - 1}"
+            f"classes={list(classes or ())}: there is no class {unknown[0]}; ids go to {len(first.names) - 1}"
         )
-    check_suppression(predictor, conf=conf, iou=iou, max_det=max_det, class_agnostic=class_agnostic)
+    check_suppression(first, conf=conf, iou=iou, max_det=max_det, class_agnostic=class_agnostic)
     keep = None if classes is None else torch.tensor(list(classes), dtype=torch.int64)
-    frames = source if isinstance(source, Source) else open_source(source)
 
     def select(outputs: Outputs) -> list[Detections]:
         return detections_from_outputs(
             outputs, conf=conf, iou=iou, max_det=max_det, classes=keep, class_agnostic=class_agnostic
         )
 
-    return _run(predictor, frames, imgsz, batch, select)
+    passes = [Pass(one, imgsz=imgsz, select=select) for one in predictors]
+    opened = source if isinstance(source, Source | LiveSource) else open_source(source, stride=streams.stride)
+    if isinstance(opened, LiveSource):
+        return LiveResults(StreamHub(opened.addresses, settings=streams, batch=batch), passes)
+    return run_passes(SourceFeed(opened, batch=batch), passes)
 
 
 def input_size(predictor: Predictor, imgsz: int | tuple[int, int] | None) -> int | tuple[int, int]:
@@ -253,71 +228,6 @@ def check_suppression(predictor: Predictor, *, conf: float, iou: float, max_det:
             f"max_det={inside.max_det}: ask for no lower conf, the same iou and no more boxes, or export it with "
             "nms=False"
         )
-
-
-def _run(
-    predictor: Predictor,
-    frames: Iterable[Frame],
-    imgsz: int | tuple[int, int],
-    batch: int,
-    select: Callable[[Outputs], list[Detections]],
-) -> Iterator[Results]:
-    for group in _groups(frames, batch):
-        marks = [time.perf_counter()]
-        images_B3HW, letterboxes = _to_batch(group, imgsz, predictor.stride)
-        marks.append(time.perf_counter())
-        outputs = predictor(images_B3HW)
-        marks.append(time.perf_counter())
-        found = [_to_original(one, letterbox) for one, letterbox in zip(select(outputs), letterboxes, strict=True)]
-        marks.append(time.perf_counter())
-        speed = {
-            name: (stop - start) * 1000 / len(group)
-            for name, (start, stop) in zip(("preprocess", "inference", "postprocess"), pairwise(marks), strict=True)
-        }
-        for frame, one in zip(group, found, strict=True):
-            yield _result(frame, one, predictor.names, speed)
-
-
-def _groups(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    iterator = iter(frames)
-    while group := list(islice(iterator, size)):
-        yield group
-
-
-def _to_batch(
-    frames: Sequence[Frame], imgsz: int | tuple[int, int], stride: int
-) -> tuple[torch.Tensor, list[Letterbox]]:
-    """Letterbox frames into one uint8 batch, the smallest that holds them all; channels-last in memory."""
-    shapes_hw = [(frame.image_HW3.shape[0], frame.image_HW3.shape[1]) for frame in frames]
-    if isinstance(imgsz, int):
-        tight = [tight_size(shape_hw, imgsz, stride=stride) for shape_hw in shapes_hw]
-        size_hw = (max(height for height, _ in tight), max(width for _, width in tight))
-    else:
-        size_hw = imgsz
-    letterboxes = [fit(shape_hw, size_hw) for shape_hw in shapes_hw]
-    batch_BHW3 = np.empty((len(frames), *size_hw, 3), np.uint8)
-    for frame, letterbox, out_HW3 in zip(frames, letterboxes, batch_BHW3, strict=True):
-        letterbox.apply(frame.image_HW3, out_HW3=out_HW3)
-    return torch.from_numpy(batch_BHW3).permute(0, 3, 1, 2), letterboxes
-
-
-def _to_original(found: Detections, letterbox: Letterbox) -> Detections:
-    host = found.to("cpu")
-    return Detections(letterbox.backward(host.boxes_xyxy_px_D4), host.scores_D, host.class_ids_D)
-
-
-def _result(frame: Frame, found: Detections, names: Mapping[int, str], speed: Mapping[str, float]) -> Results:
-    shape_hw = (frame.image_HW3.shape[0], frame.image_HW3.shape[1])
-    return Results(
-        boxes=Boxes.from_detections(found, shape_hw),
-        orig_img=frame.image_HW3,
-        path=frame.path,
-        names=names,
-        speed=speed,
-        video_frame=frame.video_frame,
-        time_s=frame.time_s,
-        fps=frame.fps,
-    )
 
 
 def _checked_device(device: torch.device | str) -> torch.device:

@@ -126,8 +126,11 @@ class Results:
         names: Class name by id.
         speed: Milliseconds for ``preprocess``, ``inference``, ``postprocess``; a batch's time is shared out evenly.
         video_frame: 0-based number in the video; None for a picture.
-        time_s: When the video shows it; None for a picture.
-        fps: Frames a second of the video; None for a picture.
+        time_s: When the video shows it, of a stream seconds since its first picture; None for a picture.
+        fps: Frames a second of the video; None for a picture, or when a stream does not say.
+        stream: 0-based number of the stream; None when the source is none.
+        received_at: When a stream's frame was decoded, in seconds since 1970 (``time.time()``).
+        latency_ms: From then until the result was there.
     """
 
     boxes: Boxes
@@ -138,6 +141,9 @@ class Results:
     video_frame: int | None = None
     time_s: float | None = None
     fps: float | None = None
+    stream: int | None = None
+    received_at: float | None = None
+    latency_ms: float | None = None
 
     @property
     def orig_shape(self) -> tuple[int, int]:

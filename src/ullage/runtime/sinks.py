@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from types import TracebackType
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from ullage.errors import StorageError
 from ullage.runtime.image_file import WRITABLE_SUFFIXES, write_image
-from ullage.runtime.results import Results
+from ullage.runtime.results import Array, Results
 from ullage.runtime.video import VideoWriter
 
 _DEFAULT_FPS = 25.0
 
 
+class Sink(Protocol):
+    """Takes results as they are made."""
+
+    def write(self, result: Results) -> object:
+        """Take one result."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is open."""
+        ...
+
+
+@dataclass
+class _Track:
+    """One video that is being written: its first file, and the writer and size of the current one."""
+
+    first: Path
+    target: Path
+    writer: VideoWriter | None = None
+    shape: tuple[int, ...] = ()
+
+
 class ResultSink:
     """Writes results into a folder; use it in a ``with`` statement, since a video is whole only when closed.
 
-    ``a/cat.jpg`` becomes ``cat.jpg``; a second ``b/cat.jpg`` becomes ``cat-2.jpg``. A video becomes one MP4 file. Text
-    files go to ``labels/``, for videos one a frame. A source file is never overwritten.
+    ``a/cat.jpg`` becomes ``cat.jpg``; a second ``b/cat.jpg`` becomes ``cat-2.jpg``. A video or stream becomes one MP4
+    file; where its size changes, another one begins. Text files go to ``labels/``, for videos one a frame. A source
+    file is never overwritten.
 
     Args:
         folder: Made when missing.
         pictures: Save annotated pictures and videos.
+        frames: Save every annotated frame of a video as a picture, in ``NAME_frames/``.
         text: Save YOLO rows.
         text_scores: Add the score to each row.
 
@@ -31,17 +57,19 @@ class ResultSink:
     """
 
     def __init__(
-        self, folder: str | Path, *, pictures: bool = True, text: bool = False, text_scores: bool = False
+        self,
+        folder: str | Path,
+        *,
+        pictures: bool = True,
+        frames: bool = False,
+        text: bool = False,
+        text_scores: bool = False,
     ) -> None:
         self._folder = Path(folder)
-        self._pictures, self._text, self._text_scores = pictures, text, text_scores
+        self._pictures, self._frames, self._text, self._text_scores = pictures, frames, text, text_scores
         self._taken: set[str] = set()
-        self._video: VideoWriter | None = None
-        self._video_target: Path | None = None
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder '{self._folder}': {error.strerror or error}") from None
+        self._tracks: dict[int | None, _Track] = {}  # by stream; the one video that is read at a time has none
+        make_folder(self._folder)
 
     def write(self, result: Results) -> Path:
         """Write one result.
@@ -52,50 +80,61 @@ class ResultSink:
         Raises:
             StorageError: A file cannot be written, or the disk is full.
         """
+        picture = result.plot() if self._pictures or (self._frames and result.video_frame is not None) else None
         if result.video_frame is None:
-            self._close_video()
+            self._close_video(None)
             target = self._target(result.path)
-            if self._pictures:
-                write_image(target, result.plot())
+            if picture is not None:
+                write_image(target, picture)
             label = target.stem
         else:
-            target = self._video_path(result)
-            if self._pictures:
-                self._write_frame(result, target)
-            label = f"{target.stem}_{result.video_frame}"
+            track = self._track(result)
+            if picture is not None and self._pictures:
+                self._write_frame(result, picture, track)
+            if picture is not None and self._frames:
+                write_image(self._folder / f"{track.first.stem}_frames" / f"{result.video_frame}.jpg", picture)
+            target, label = track.target, f"{track.first.stem}_{result.video_frame}"
         if self._text:
             result.save_txt(self._folder / "labels" / f"{label}.txt", save_conf=self._text_scores)
         return target
 
     def close(self) -> None:
-        """Finish a video that is being written.
+        """Finish the videos that are being written.
 
         Raises:
-            StorageError: It cannot be written.
+            StorageError: One cannot be written.
         """
-        self._close_video()
+        for key in tuple(self._tracks):
+            self._close_video(key)
 
-    def _video_path(self, result: Results) -> Path:
-        if self._video_target is None or result.video_frame == 0:  # frame 0: another video, or the same once more
-            self._close_video()
-            self._video_target = self._target(result.path, suffix=".mp4")
-        return self._video_target
+    def _track(self, result: Results) -> _Track:
+        another = result.stream is None and result.video_frame == 0  # another video, or the same once more
+        if another or result.stream not in self._tracks:
+            self._close_video(result.stream)
+            target = self._target(result.path, suffix=".mp4")
+            self._tracks[result.stream] = _Track(target, target)
+        return self._tracks[result.stream]
 
-    def _write_frame(self, result: Results, target: Path) -> None:
+    def _write_frame(self, result: Results, picture: Array, track: _Track) -> None:
         fps = result.fps or _DEFAULT_FPS
-        if self._video is None:
-            self._video = VideoWriter(target, fps=fps)
+        if track.writer is not None and track.shape != picture.shape:
+            track.writer.close()
+            track.writer, track.target = None, self._target(result.path, suffix=".mp4")
+        if track.writer is None:
+            track.writer = VideoWriter(track.target, fps=fps, fragmented=result.stream is not None)
+            track.shape = picture.shape
         time_s = (result.video_frame or 0) / fps if result.time_s is None else result.time_s
-        self._video.write(result.plot(), time_s=time_s)
+        track.writer.write(picture, time_s=time_s)
 
-    def _close_video(self) -> None:
-        video, self._video, self._video_target = self._video, None, None
-        if video is not None:
-            video.close()
+    def _close_video(self, key: int | None) -> None:
+        track = self._tracks.pop(key, None)
+        if track is not None and track.writer is not None:
+            track.writer.close()
 
     def _target(self, source: str, *, suffix: str | None = None) -> Path:
         """Choose a file name that this sink has not used and that is not the source itself."""
-        name = PurePosixPath(urlsplit(source).path) if "://" in source else PurePath(source)
+        parts = urlsplit(source) if "://" in source else None
+        name = PurePath(source) if parts is None else PurePosixPath(parts.path.strip("/") or parts.hostname or "")
         if suffix is None:
             suffix = name.suffix if name.suffix.lower() in WRITABLE_SUFFIXES else ".jpg"
         stem, number = name.stem or "image", 1
@@ -114,6 +153,18 @@ class ResultSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where it is missing.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder '{folder}': {error.strerror or error}") from None
 
 
 def _key(name: str) -> str:

@@ -38,13 +38,17 @@ class VideoFrame:
     fps: float
 
 
-def read_video(path: str | Path) -> Iterator[VideoFrame]:
+def read_video(path: str | Path, *, stride: int = 1) -> Iterator[VideoFrame]:
     """Decode a video file; memory stays constant, and a rotation that the file states (phones do) is applied.
+
+    Args:
+        path: The file.
+        stride: Every how manieth frame is given, from the first; ``fps`` is that of the frames given.
 
     Raises:
         DataError: The file is not a video, has no pictures, or is damaged before its end.
     """
-    number = 0
+    count = 0
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -53,16 +57,18 @@ def read_video(path: str | Path) -> Iterator[VideoFrame]:
             stream.thread_type = "AUTO"
             fps = float(stream.average_rate or stream.guessed_rate or _DEFAULT_FPS)
             for frame in container.decode(stream):
+                number, count = count, count + 1
+                if number % stride:
+                    continue
                 image = frame.to_ndarray(format="rgb24")
                 turns = round(frame.rotation / 90) % 4  # stated counter-clockwise, as np.rot90 turns
                 upright = np.ascontiguousarray(np.rot90(image, turns)) if turns else image
                 time_s = number / fps if frame.time is None else float(frame.time)
-                yield VideoFrame(upright, number, time_s, fps)
-                number += 1
+                yield VideoFrame(upright, number, time_s, fps / stride)
     except av.error.FFmpegError as error:
-        where = f"after frame {number - 1}" if number else "at its start"
+        where = f"after frame {count - 1}" if count else "at its start"
         raise DataError(f"'{path}' cannot be decoded as a video {where}: {error.strerror}") from None
-    if number == 0:
+    if count == 0:
         raise DataError(f"'{path}' holds no pictures")
 
 
@@ -74,10 +80,13 @@ class VideoWriter:
     Args:
         path: The file; its folder must exist.
         fps: Frames a second that the file states.
+        fragmented: Write whole pieces of two seconds, so that what was written can be played even when the program is
+            killed; for recordings without an end.
     """
 
-    def __init__(self, path: str | Path, *, fps: float) -> None:
+    def __init__(self, path: str | Path, *, fps: float, fragmented: bool = False) -> None:
         self._path = Path(path)
+        self._fragmented = fragmented
         self._fps = Fraction(fps).limit_denominator(1001)
         self._container: Any = None
         self._stream: Any = None
@@ -125,11 +134,17 @@ class VideoWriter:
         self._container.mux(self._stream.encode(frame))
 
     def _open(self, height: int, width: int) -> None:
-        self._container = av.open(str(self._path), "w", format="mp4")
+        options = (
+            {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"} if self._fragmented else {}
+        )
+        self._container = av.open(str(self._path), "w", format="mp4", options=options)
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         self._stream = self._container.add_stream(codec, rate=self._fps)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.codec_context.time_base = _CLOCK
+        if self._fragmented:
+            self._stream.codec_context.gop_size = max(round(2 * self._fps), 1)
+            self._stream.codec_context.max_b_frames = 0  # such a file cannot say that its first picture is later
         if codec == "libx264":
             self._stream.options = {"crf": "20", "preset": "veryfast"}
         else:

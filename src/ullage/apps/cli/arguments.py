@@ -12,7 +12,7 @@ from ullage.errors import ConfigError, nearest
 VERBS = {
     "train": "train a detector, or go on with an interrupted run",
     "val": "judge a detector on a data set",
-    "predict": "find objects in images and videos",
+    "predict": "find objects in images, videos, and what cameras and streams show",
     "export": "write a detector for another runtime, and prove that it computes the same",
     "plan": "predict what a training needs, and make it fit a budget",
     "data": "check a data set, or write it in another format",

@@ -112,15 +112,21 @@ def _val(config: ValConfig) -> None:
 
 
 def _predict(config: PredictConfig) -> None:
-    from ullage import api
+    from ullage.api.predict import predict
 
-    prediction, count = api.predict(config), 0
-    for result in prediction:
-        count += 1
-        if config.predict.verbose:
-            frame = f" frame {result.video_frame + 1}" if result.video_frame is not None else ""
-            height, width = result.orig_shape
-            print(f"{result.path}{frame}: {height}x{width}, {result}, {sum(result.speed.values()):.1f} ms", flush=True)
+    prediction, count = predict(config), 0
+    try:
+        for result in prediction:
+            count += 1
+            if config.predict.verbose:
+                frame = f" frame {result.video_frame + 1}" if result.video_frame is not None else ""
+                height, width = result.orig_shape
+                spent_ms = sum(result.speed.values())
+                print(f"{result.path}{frame}: {height}x{width}, {result}, {spent_ms:.1f} ms", flush=True)
+    finally:  # Ctrl-C is how most streams end
+        prediction.close()
+        for stream in prediction.stats():
+            print(stream)
     if prediction.save_dir is not None:
         print(f"{count} {'frames' if prediction.is_stream else 'images'} done, saved in {prediction.save_dir}")
 
@@ -152,9 +158,11 @@ def _write(path: str, text: str, *, key: str) -> None:
 
 
 def _check(config: DataCheckConfig) -> None:
+    from ullage.apps.cli.bars import Bars
     from ullage.data.check import check
 
-    report = check(config.check.data)
+    with Bars() as bars:
+        report = check(config.check.data, watch=bars)
     print(report)
     if config.check.report is not None:
         _write(config.check.report, report.to_json(), key="report")
