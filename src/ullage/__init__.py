@@ -12,16 +12,19 @@ from ullage._version import __version__
 
 if TYPE_CHECKING:
     from ullage import memory as memory
-    from ullage.api import estimate, plan, predict, train, val
+    from ullage.api.plan import estimate, plan
+    from ullage.api.predict import predict
+    from ullage.api.train import train
+    from ullage.api.val import val
     from ullage.yolo import YOLO
 
 _WHERE = {
     "YOLO": "ullage.yolo",
-    "train": "ullage.api",
-    "val": "ullage.api",
-    "predict": "ullage.api",
-    "plan": "ullage.api",
-    "estimate": "ullage.api",
+    "train": "ullage.api.train",
+    "val": "ullage.api.val",
+    "predict": "ullage.api.predict",
+    "plan": "ullage.api.plan",
+    "estimate": "ullage.api.plan",
     "memory": "ullage.memory",
 }
 

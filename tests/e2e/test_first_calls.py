@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ullage import YOLO
-from ullage.api import TrainResult
+from ullage.api.train import TrainResult
 from ullage.data.index import DetectionSet
 from ullage.data.loader import EvalLoader
 from ullage.errors import BackendUnavailable, DataError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ullage.geometry import nms
 from ullage.geometry.iou import iou_matrix
 from ullage.geometry.nms import select_detections
 
@@ -104,13 +104,13 @@ def test_the_work_grows_with_the_candidates_not_with_their_square(
     spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
-    real = nms.torchvision.ops.batched_nms
+    real = torchvision.ops.batched_nms
 
     def counting(boxes, scores, groups, iou):
         counted.append(len(boxes))
         return real(boxes, scores, groups, iou)
 
-    monkeypatch.setattr(nms.torchvision.ops, "batched_nms", counting)
+    monkeypatch.setattr(torchvision.ops, "batched_nms", counting)
     random = torch.Generator().manual_seed(0)
     corner = torch.rand(100_000, 2, generator=random) * spread
     boxes = torch.cat((corner, corner + 50), -1)[None]

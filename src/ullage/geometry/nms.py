@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torchvision  # pyright: ignore[reportMissingTypeStubs]  (it ships none)
 
 from ullage.geometry.detections import Detections
 
@@ -68,10 +67,12 @@ def _suppress(
     kept. Each block meets what was kept before: the time grows with N, where that of a single pass grows with its
     square. Blocks grow up to a limit, since each costs a loop over the classes.
     """
+    from torchvision.ops import batched_nms  # as late as this: it takes as long to import as torch itself
+
     order_N = scores_N.argsort(descending=True, stable=True)
     kept, start, size = order_N[:0], 0, max(_BLOCK, 2 * max_det)
     while start < len(order_N) and len(kept) < max_det:
         rows = torch.cat((kept, order_N[start : start + size]))
-        kept = rows[torchvision.ops.batched_nms(boxes_N4[rows], scores_N[rows], groups_N[rows], iou)[:max_det]]
+        kept = rows[batched_nms(boxes_N4[rows], scores_N[rows], groups_N[rows], iou)[:max_det]]
         start, size = start + size, max(size, min(2 * size, _LARGEST_BLOCK))
     return kept

@@ -68,6 +68,17 @@ def peak_of(blocks: Sequence[Block], options: Sequence[Option], *, static_bytes:
     return max(peak, level + end_bytes)
 
 
+def least_peak(blocks: Sequence[Block], *, static_bytes: int, end_bytes: int) -> int:
+    """Return a peak that no choice goes below, without a search: every block at its best for itself."""
+    gradients = sum(block.gradient_bytes for block in blocks)
+    level, peak = static_bytes, 0
+    for block in blocks:
+        peak = max(peak, level + min(o.kept_bytes + o.transient_bytes for o in block.options) + gradients)
+        level += min(o.kept_bytes for o in block.options)
+        gradients -= block.gradient_bytes
+    return max(peak, level + end_bytes)
+
+
 def choose(blocks: Sequence[Block], *, budget_bytes: int, static_bytes: int, end_bytes: int) -> Choice | None:
     """Return the choice that adds the least time and stays within the budget; None when there is none.
 

@@ -190,8 +190,21 @@ def operations(func: Any, args: Any, out: Any) -> float:
     return 0.0
 
 
-def block_costs(step: Step, model: nn.Module, batch: Any, setting: Setting) -> tuple[list[BlockCost], float]:
-    """Trace three forward passes and one nested step; return the blocks, and the time of a plain step."""
+@dataclass(frozen=True)
+class Costs:
+    """What the traces of a whole batch told.
+
+    Attributes:
+        blocks: One a block.
+        plain_seconds: Time of a plain step, in the unit of the blocks' times.
+    """
+
+    blocks: list[BlockCost]
+    plain_seconds: float
+
+
+def block_costs(step: Step, model: nn.Module, batch: Any, setting: Setting) -> Costs:
+    """Trace three forward passes and one nested step."""
     names = block_names(model)
     trees = {name: tree_of(model, name) for name in names}
     watched = [one for tree in trees.values() for one in tree.all()]
@@ -247,7 +260,7 @@ def block_costs(step: Step, model: nn.Module, batch: Any, setting: Setting) -> t
     ]
     costs = _corrected(costs, nested.backward_peaks())
     total_operations, total_written = sum(ledger.operations.values()), sum(ledger.written.values())
-    return costs, 3 * total_operations / balance + 2.5 * 2 * total_written
+    return Costs(costs, 3 * total_operations / balance + 2.5 * 2 * total_written)
 
 
 def _corrected(costs: list[BlockCost], peaks: Mapping[str, int]) -> list[BlockCost]:

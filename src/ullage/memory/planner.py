@@ -15,6 +15,7 @@ import contextlib
 import gc
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from ullage.errors import ConfigError, MemoryBudgetError
-from ullage.memory.choice import Block, Choice, choose, peak_of
-from ullage.memory.costs import BlockCost, block_costs
+from ullage.memory.choice import Block, Choice, choose, least_peak, peak_of
+from ullage.memory.costs import Costs, block_costs
 from ullage.memory.device import CUDA_WORKSPACE_BYTES, context_bytes
 from ullage.memory.estimate import Validation, device_kind, estimate_of, techniques_of, validation_peak
 from ullage.memory.fakes import fake_batch, faked
@@ -34,8 +35,8 @@ from ullage.memory.technique import Technique
 from ullage.memory.trace import OptimizerLike, PrecisionName, Setting, Step, Trace, enter_standing, trace_step
 from ullage.units import format_bytes, parse_bytes
 
-OVERHEAD = {"cuda": 1.12}  # a GPU's allocator reserves more than is allocated: where the search begins
-DOUBT = 0.95  # a number of passes is not even traced when the model finds it too large by more than this
+OVERHEAD = {"cuda": 1.2}  # a GPU's allocator reserves more than is allocated: where the search begins
+DOUBT = 0.98  # a number of passes is not even traced when the model finds it too large by more than this
 GOOD_USE = 0.9  # the next faster choice is not tried when this part of the budget is used
 STEP = 0.87  # from one rung of the ladder to the next
 UNIFORM = ("none", "recompute", "block", "nested")
@@ -131,15 +132,11 @@ class _Search:
         self.considered: list[Considered] = []
         self.has_norms = any(isinstance(m, _NormBase) for m in model.modules())
         self.factor = OVERHEAD.get(setting.device_type, 1.0)  # what traces showed against the model's figures
-        self._costs: tuple[list[BlockCost], float] | None = None
 
-    @property
-    def costs(self) -> tuple[list[BlockCost], float]:
-        """What the blocks keep and how long they take, for the whole batch; and the time of a plain step."""
-        if self._costs is None:
-            plain = replace(self.setting, accumulates=False)
-            self._costs = block_costs(self.step, self.model, self.batch, plain)
-        return self._costs
+    @cached_property
+    def costs(self) -> Costs:
+        """What the blocks keep and how long they take, for the whole batch."""
+        return block_costs(self.step, self.model, self.batch, replace(self.setting, accumulates=False))
 
     def fit_validation(self, validation: Validation) -> int:
         """Return how many images validation takes at a time; its peak, beyond what stands, follows their number."""
@@ -187,10 +184,18 @@ class _Search:
     def _refine(self, blocks: list[Block], plain: float, size: int) -> Plan | None:
         """Find the fastest rung of the ladder whose trace fits."""
         assert self.budget is not None
-        rungs = ladder(blocks, **self._ends(size))
-        fixed = self._needed(self._ends(size)["static_bytes"])
+        ends = self._ends(size)
+        fixed = self._needed(ends["static_bytes"])
+
+        def is_hopeless(least: int) -> bool:
+            assert self.budget is not None
+            return fixed + self.factor * DOUBT * least > self.budget
+
+        if is_hopeless(self._needed(least_peak(blocks, **ends)) - fixed):
+            return None
+        rungs = ladder(blocks, **ends)
         modelled = [self._needed(rung.peak_bytes) - fixed for rung in rungs]
-        if fixed + self.factor * DOUBT * modelled[0] > self.budget:
+        if is_hopeless(modelled[0]):
             return None
         best: Plan | None = None
         tried: set[int] = set()
@@ -205,7 +210,7 @@ class _Search:
             self._note("chosen block by block", size, needed, slowdown, fits=fits, traced=True)
             if fits and (best is None or slowdown < best.slowdown):
                 best = self._plan(techniques, size, traced, slowdown)
-            if fits and needed > GOOD_USE * self.budget:
+            if (fits and needed > GOOD_USE * self.budget) or is_hopeless(modelled[0]):
                 break
             guess = self._guess(modelled, fixed)
             at = max(at + 1, guess) if fits else min(at - 1, guess)
@@ -219,7 +224,7 @@ class _Search:
         What waits between blocks does not depend on the depth, so a trace a depth tells what every block needs at it.
         """
         assert self.budget is not None
-        parts = [cost.part for cost in self.costs[0]]
+        parts = [cost.part for cost in self.costs.blocks]
         chosen: dict[str, int] = {}
         for depth in range(1, max(part.depth for part in parts) + 1):
             nests = {part.name: part.inside(min(depth, part.depth)) for part in parts}
@@ -235,7 +240,7 @@ class _Search:
                 break
         nests = [part.inside(min(chosen[part.name], part.depth)) for part in parts]
         techniques = dict(t for nest in nests for t in nest.techniques)
-        slowdown = 1 + sum(nest.seconds for nest in nests) / self.costs[1]
+        slowdown = 1 + sum(nest.seconds for nest in nests) / self.costs.plain_seconds
         traced = self._trace(techniques, size)
         fits = self._fits(traced)
         self._note("nested as deep as it must be", size, need(traced), slowdown, fits=fits, traced=True)
@@ -265,11 +270,11 @@ class _Search:
         return replace(self.setting, accumulates=accumulates, waiting_bytes=waiting)
 
     def _options(self, size: int) -> tuple[list[Block], float]:
-        costs, plain = self.costs
-        return [cost.block(size / self.images) for cost in costs], plain * size / self.images
+        share = size / self.images
+        return [cost.block(share) for cost in self.costs.blocks], self.costs.plain_seconds * share
 
     def _ends(self, size: int) -> dict[str, int]:
-        first, setting = self.costs[0][0], self._setting(size)
+        first, setting = self.costs.blocks[0], self._setting(size)
         static = first.static_bytes + setting.waiting_bytes + (first.gradients_bytes if setting.accumulates else 0)
         return {"static_bytes": static, "end_bytes": int(first.end_bytes * size / self.images)}
 
@@ -324,8 +329,8 @@ class _Search:
         assert self.budget is not None
         traced = [way for way in self.considered if way.traced]
         nearest = min(traced or self.considered, key=lambda way: way.peak_bytes)
-        size, static = -(-self.images // nearest.accumulate), self.costs[0][0].static_bytes
-        fixed = self._needed(static + self.costs[0][0].gradients_bytes)
+        size, static = -(-self.images // nearest.accumulate), self.costs.blocks[0].static_bytes
+        fixed = self._needed(static + self.costs.blocks[0].gradients_bytes)
         text = (
             f"nothing fits {format_bytes(self.budget)} on {self.setting.device_type}: the smallest way, "
             f"'{nearest.name}' with {size} image{'s' * (size > 1)} at a time, needs {format_bytes(nearest.peak_bytes)}"
