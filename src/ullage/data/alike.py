@@ -20,7 +20,7 @@ import numpy as np
 
 from ullage.data.decode import read_image
 from ullage.data.index import Split
-from ullage.data.probe import in_threads
+from ullage.data.probe import Watch, in_threads
 from ullage.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -43,11 +43,15 @@ class Leak:
     other_path: str
 
 
-def find_leaks(paths: Mapping[Split, Sequence[str]]) -> tuple[Leak, ...]:
+def find_leaks(
+    paths: Mapping[Split, Sequence[str]], *, bits: Mapping[str, int] | None = None, watch: Watch | None = None
+) -> tuple[Leak, ...]:
     """Find images of a later split that look like one of an earlier split, each with the likest one.
 
     Args:
         paths: The images of each split; an image that two splits share is no leak but an error of its own.
+        bits: ``look_bits`` of each image where they are known; None reads the images.
+        watch: Hears how far it is.
     """
     times = Counter(path for each in paths.values() for path in each)
     looks: dict[Split, list[str]] = {
@@ -56,27 +60,43 @@ def find_leaks(paths: Mapping[Split, Sequence[str]]) -> tuple[Leak, ...]:
     every = [path for each in looks.values() for path in each]
     if len([each for each in looks.values() if each]) < 2:
         return ()
-    seen = in_threads(_look, every)
-    bits_I = np.array([bits for bits, _ in seen], np.uint64)
-    thumbs_I = np.stack([thumb for _, thumb in seen])
+    if bits is None:
+        bits = dict(zip(every, in_threads(_read_bits, every, watch=watch, what="images"), strict=True))
+    bits_I = np.array([bits[path] for path in every], np.uint64)
     splits: list[Split] = [split for split, each in looks.items() for _ in each]
+    pairs = _candidates(bits_I, splits)
+    # Only candidates are read again: small pictures of a million images would not fit the memory.
+    alike = sorted({index for pair in pairs for index in pair})
+    thumbs = in_threads(_thumb, [every[index] for index in alike], watch=watch, what="images that look alike")
+    thumb_of = dict(zip(alike, thumbs, strict=True))
     best: dict[int, tuple[float, int]] = {}
-    for one, other in _candidates(bits_I, splits):
-        likeness = _likeness(thumbs_I[one], thumbs_I[other])
+    for one, other in pairs:
+        likeness = _likeness(thumb_of[one], thumb_of[other])
         if likeness >= MIN_LIKENESS and likeness > best.get(other, (0.0, 0))[0]:
             best[other] = likeness, one
     return tuple(Leak(splits[one], every[one], splits[other], every[other]) for other, (_, one) in sorted(best.items()))
 
 
-def _look(path: str) -> tuple[int, Array]:
-    """Return the 64 bits of an image and its small picture."""
+def look_bits(image_HW3: Array) -> int:
+    """Return the 64 bits of an image."""
+    grey = cv2.resize(cv2.cvtColor(image_HW3, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
+    return int(np.packbits(grey[:, 1:] > grey[:, :-1]).view(">u8")[0])
+
+
+def _read_bits(path: str) -> int:
+    try:
+        return look_bits(read_image(path, at_least_hw=_DECODE_HW))
+    except DataError:
+        return 0  # it is reported as damaged elsewhere
+
+
+def _thumb(path: str) -> Array:
+    """Return the small picture of an image, uint8."""
     try:
         image = read_image(path, at_least_hw=_DECODE_HW)
     except DataError:
-        return 0, np.zeros((_THUMB, _THUMB, 3), np.float32)  # it is reported as damaged elsewhere
-    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
-    bits = np.packbits(grey[:, 1:] > grey[:, :-1]).view(">u8")[0]
-    return int(bits), cv2.resize(image, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
+        return np.zeros((_THUMB, _THUMB, 3), np.uint8)
+    return cv2.resize(image, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA)
 
 
 def _candidates(bits_I: Array, splits: Sequence[Split]) -> list[tuple[int, int]]:
@@ -99,6 +119,6 @@ def _candidates(bits_I: Array, splits: Sequence[Split]) -> list[tuple[int, int]]
 
 def _likeness(one_HW3: Array, other_HW3: Array) -> float:
     """Return the correlation of two small pictures; 0 where one of them shows nothing."""
-    one, other = one_HW3 - one_HW3.mean(), other_HW3 - other_HW3.mean()
+    one, other = (each.astype(np.float32) - each.mean() for each in (one_HW3, other_HW3))
     norm = float(np.sqrt((one**2).sum() * (other**2).sum()))
     return float((one * other).sum()) / norm if norm > one.size else 0.0

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ullage.data.alike import Leak, find_leaks
+from ullage.data.alike import Leak, find_leaks, look_bits
+from ullage.data.decode import decode_image, read_file
 from ullage.data.index import DatasetInfo, DetectionSet, Problem, Split
-from ullage.data.probe import decode_problem, in_threads
+from ullage.data.probe import Watch, in_threads
 from ullage.data.source import dataset_info, open_dataset, take_images
 from ullage.errors import DataError
 from ullage.geometry.boxes import area_xyxy
@@ -107,19 +108,35 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check(data: str | Path) -> CheckReport:
+class _Seen(NamedTuple):
+    """What decoding an image tells: what is wrong with it, the digest of its file, the bits of its look."""
+
+    problem: str | None
+    digest: bytes
+    bits: int
+
+
+def check(data: str | Path, *, watch: Watch | None = None) -> CheckReport:
     """Read all splits of a data set, decode every image, and report.
+
+    Args:
+        data: YAML, COCO JSON, CSV, folder, or ``"demo"``.
+        watch: Hears how far it is: what is being done, how many are done, how many there are.
 
     Raises:
         DataError: There is no such data set, or a split cannot be opened at all.
     """
     info = dataset_info(data)
-    sets: dict[Split, DetectionSet] = {split: open_dataset(data, split=split) for split in info.splits}
+    sets: dict[Split, DetectionSet] = {split: open_dataset(data, split=split, watch=watch) for split in info.splits}
     paths = sorted({path for one in sets.values() for path in one.paths})
-    broken = {path: why for path, why in zip(paths, in_threads(decode_problem, paths), strict=True) if why}
-    whole_paths = [path for path in paths if path not in broken]
-    copies = _copies(whole_paths)
-    leaks = find_leaks({split: [path for path in one.paths if path not in broken] for split, one in sets.items()})
+    seen = dict(zip(paths, in_threads(_look, paths, watch=watch, what="images"), strict=True))
+    broken = {path: one.problem for path, one in seen.items() if one.problem}
+    copies = _copies({path: one.digest for path, one in seen.items() if path not in broken})
+    leaks = find_leaks(
+        {split: [path for path in one.paths if path not in broken] for split, one in sets.items()},
+        bits={path: one.bits for path, one in seen.items()},
+        watch=watch,
+    )
     reports: dict[Split, SplitReport] = {}
     for split, one in sets.items():
         found = [
@@ -182,21 +199,20 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} (class {number})" if name in twice else name for number, name in enumerate(names)]
 
 
-def _copies(paths: Sequence[str]) -> dict[str, str]:
+def _copies(digests: Mapping[str, bytes]) -> dict[str, str]:
     """Return the first file of the same content, for every file that is not the first."""
     first: dict[bytes, str] = {}
-    copies: dict[str, str] = {}
-    for path, digest in zip(paths, in_threads(_digest, paths), strict=True):
-        if first.setdefault(digest, path) != path:
-            copies[path] = first[digest]
-    return copies
+    return {path: first[digest] for path, digest in digests.items() if first.setdefault(digest, path) != path}
 
 
-def _digest(path: str) -> bytes:
+def _look(path: str) -> _Seen:
+    """Read a file once and decode it wholly."""
     try:
-        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
-    except OSError as error:
-        raise DataError(f"cannot read image '{path}': {error.strerror or error}") from None
+        content = read_file(path)
+        image = decode_image(content, path)
+    except DataError as error:
+        return _Seen(str(error), b"", 0)
+    return _Seen(None, hashlib.blake2b(content, digest_size=16).digest(), look_bits(image))
 
 
 def _shared_images(sets: dict[Split, DetectionSet]) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from ullage.data.index import DetectionSet, Problem
 from ullage.data.packed import Texts, pack_ids
-from ullage.data.probe import probe_images
-from ullage.data.raw import RawBox, RawImage, RawSplit
+from ullage.data.probe import Watch, probe_images
+from ullage.data.raw import RawBoxes, RawImage, RawSplit
 from ullage.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -25,6 +25,8 @@ _ROUNDING_PX = 1.0
 _EMPTY_PX = 0.01
 # Coordinates beyond this are absurd anyway; the limit keeps arithmetic finite.
 _FAR_PX = 1e12
+# Multipliers that make equal sums of different rows unlikely; they need not be anything else.
+_ODD_7 = np.random.default_rng(0).integers(1, 2**63, 7, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def clean(
     names: tuple[str, ...],
     category_ids: tuple[int, ...],
     missing_images: Literal["leave_out", "keep"] = "leave_out",
+    watch: Watch | None = None,
 ) -> DetectionSet:
     """Check every image and box; leave out or clip what cannot be used, and report it.
 
@@ -59,12 +62,13 @@ def clean(
         names: Class names.
         category_ids: COCO category id of each class.
         missing_images: ``"keep"`` keeps images that are missing but whose size the labels state (to judge predictions).
+        watch: Hears how far it is.
 
     Raises:
         DataError: No image is left.
     """
     problems = list(raw.problems)
-    sizes = _check_images(raw.images, missing_images, problems)
+    sizes = _check_images(raw.images, missing_images, problems, watch)
     kept = [index for index, size in enumerate(sizes) if size is not None]
     if not kept:
         first = next((p for p in problems if p.action == "image_left_out"), None)
@@ -119,11 +123,11 @@ class _Reporter:
 
 
 def _check_images(
-    images: Sequence[RawImage], missing_images: str, problems: list[Problem]
+    images: Sequence[RawImage], missing_images: str, problems: list[Problem], watch: Watch | None
 ) -> list[tuple[int, int] | None]:
     """Return the size of each image, None for those to leave out."""
     sizes: list[tuple[int, int] | None] = []
-    for image, found in zip(images, probe_images([image.path for image in images]), strict=True):
+    for image, found in zip(images, probe_images([image.path for image in images], watch=watch), strict=True):
         file, line = image.source
         if found == "missing" and missing_images == "keep" and image.declared_hw:
             problems.append(Problem("missing_image", file, line, f"no image '{image.path}'", "kept"))
@@ -143,15 +147,14 @@ def _check_images(
     return sizes
 
 
-def _columns(boxes: Sequence[RawBox]) -> _Columns:
-    count = len(boxes)
+def _columns(boxes: RawBoxes) -> _Columns:
     return _Columns(
-        np.fromiter((box.image for box in boxes), np.int64, count),
-        np.fromiter((box.class_id for box in boxes), np.int64, count),
-        np.array([box[2:6] for box in boxes], np.float64).reshape(-1, 4).clip(-_FAR_PX, _FAR_PX),
-        np.fromiter((box.crowd for box in boxes), bool, count),
-        np.fromiter((box.line for box in boxes), np.int64, count),
-        np.array([np.nan if box.area_px2 is None else box.area_px2 for box in boxes], np.float64),
+        np.array(boxes.image, np.int64),
+        np.array(boxes.class_id, np.int64),
+        np.array(boxes.corners, np.float64).reshape(-1, 4).clip(-_FAR_PX, _FAR_PX),
+        np.array(boxes.crowd, bool),
+        np.array(boxes.line, np.int64),
+        np.array(boxes.area_px2, np.float64),
     )
 
 
@@ -212,9 +215,14 @@ def _drop_duplicates(columns: _Columns, report: _Reporter) -> _Columns:
     keys_N7 = np.column_stack(
         (columns.image_N, columns.class_N, columns.crowd_N, np.round(columns.xyxy_N4 * 1000)),
     ).astype(np.int64)
-    _, first = np.unique(keys_N7, axis=0, return_index=True)
-    again_N = np.ones(len(columns.image_N), bool)
-    again_N[first] = False
+    # Equal rows have equal sums; only those few are sorted as rows, which takes a hundred times longer.
+    sums_N = (keys_N7.astype(np.uint64) * _ODD_7).sum(1)
+    _, group_N, counts = np.unique(sums_N, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(counts[group_N] > 1)
+    _, first = np.unique(keys_N7[alike], axis=0, return_index=True)
+    again_N = np.zeros(len(columns.image_N), bool)
+    again_N[alike] = True
+    again_N[alike[first]] = False
     again = columns.select(again_N)
     report.add("duplicate_box", "box_left_out", again, lambda row: f"box {_text(again, row)} is there twice")
     return columns.select(~again_N)

@@ -68,7 +68,25 @@ def read_image(
     Raises:
         DataError: The file is missing, no image, damaged, or of a kind that cannot become RGB.
     """
-    data = _read_bytes(path)
+    return decode_image(read_file(path), path, at_least_hw=at_least_hw, size_hw=size_hw)
+
+
+def decode_image(
+    data: bytes, path: str | Path, *, at_least_hw: tuple[int, int] | None = None, size_hw: tuple[int, int] | None = None
+) -> Array:
+    """Decode what an image file holds, as ``read_image`` does.
+
+    Args:
+        data: The content of the file.
+        path: Its name, for messages.
+        at_least_hw: See ``read_image``.
+        size_hw: See ``read_image``.
+
+    Raises:
+        DataError: It is empty, no image, damaged, or of a kind that cannot become RGB.
+    """
+    if not data:
+        raise DataError(f"image {path} is an empty file; remove it or copy it again")
     image = _decode_fast(data, at_least_hw, size_hw)
     return _decode_thorough(data, path) if image is None else image
 
@@ -91,14 +109,16 @@ def probe_size_hw(path: str | Path) -> tuple[int, int]:
         return height, width
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot read image {path}: {error.strerror or error}") from error
-    if not data:
-        raise DataError(f"image {path} is an empty file; remove it or copy it again")
-    return data
 
 
 def _decode_fast(data: bytes, at_least_hw: tuple[int, int] | None, size_hw: tuple[int, int] | None) -> Array | None:

@@ -21,7 +21,7 @@ from ullage.data.augment import sample_recipe, settings_at
 from ullage.data.batch import Batch
 from ullage.data.cache import Cache, ImageStore, Progress
 from ullage.data.index import DetectionSet
-from ullage.data.order import BatchKey, eval_keys, partner_window, train_keys
+from ullage.data.order import BatchKey, eval_keys, partner_window, shared_keys, train_keys
 from ullage.data.pool import BatchPool, Parts, Pass, default_workers
 from ullage.data.render import render
 from ullage.data.shared import start_method
@@ -48,6 +48,8 @@ class TrainLoader:
         rect: Group images of like shape and pad each batch only to its longest side; without mosaic.
         sizes: (min, max) of the side, drawn for each batch in steps of 32, instead of ``imgsz``.
         device_type: Where the network runs; ``"cuda"`` gets pinned memory.
+        rank: Which of several training processes this one is: each gets its part of every batch, which may be empty.
+        ranks: How many there are; ``batch`` counts the images of all.
 
     Raises:
         DataError: The set has no image.
@@ -67,6 +69,8 @@ class TrainLoader:
         rect: bool = False,
         sizes: tuple[int, int] | None = None,
         device_type: str = "cpu",
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         _check(dataset, batch, sizes or (imgsz, imgsz))
         if rect and augment.mosaic > 0:
@@ -76,6 +80,7 @@ class TrainLoader:
             )
         self.dataset = dataset
         self._batch, self._imgsz, self._seed, self._rect, self._sizes = batch, imgsz, seed, rect, sizes
+        self._rank, self._ranks = rank, ranks
         side = imgsz if sizes is None else sizes[1]
         workers = _count_workers(workers, dataset, batch, device_type)
         mixes = augment.mosaic > 0 or augment.mixup > 0 or augment.copy_paste > 0
@@ -92,7 +97,7 @@ class TrainLoader:
             _MakeTrain(dataset, self._store, augment, seed),
             workers=workers,
             pin=_pins(device_type),
-            batch_bytes=min(batch, len(dataset)) * side * side * 3,
+            batch_bytes=-(-min(batch, len(dataset)) // ranks) * side * side * 3,
             before_start=self._store.forget_readers,
         )
 
@@ -129,6 +134,7 @@ class TrainLoader:
             self.dataset, batch=self._batch, imgsz=self._imgsz, sizes=self._sizes, rect=self._rect, seed=self._seed,
             epoch=epoch, epochs=epochs, window=self._window,
         )  # fmt: skip
+        keys = shared_keys(keys, np.diff(self.dataset.offsets), rank=self._rank, ranks=self._ranks)
         return Pass((epoch, epochs), keys, lambda: self._pass(epoch + 1, epochs) if epoch + 1 < epochs else None)
 
     def close(self) -> None:
@@ -147,6 +153,8 @@ class EvalLoader:
             square and keeps the order of the set.
         workers: Loader processes; None chooses from the cores and the device.
         device_type: Where the network runs; ``"cuda"`` gets pinned memory.
+        rank: Which of several processes this one is: batch by batch is judged by one after the other, each once.
+        ranks: How many there are.
 
     Raises:
         DataError: The set has no image.
@@ -161,10 +169,12 @@ class EvalLoader:
         rect: bool = True,
         workers: int | None = None,
         device_type: str = "cpu",
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         _check(dataset, batch, (imgsz, imgsz))
         self.dataset = dataset
-        self._keys = eval_keys(dataset, batch=batch, imgsz=imgsz, rect=rect)
+        self._keys = eval_keys(dataset, batch=batch, imgsz=imgsz, rect=rect).every(ranks, start=rank)
         workers = _count_workers(workers, dataset, batch, device_type)
         store = ImageStore(dataset, side=imgsz, processes=max(workers, 1), exact=True, reuse=False)
         self._pool = BatchPool(
@@ -250,8 +260,9 @@ def _join(images_BHW3: torch.Tensor, labels: Sequence[Labels], clock: _Clock) ->
     drawn = clock.stop(len(images_BHW3))
     began = time.perf_counter()
     counts_B = [len(part) for part in labels]
-    boxes_G4 = np.concatenate([part.boxes_xyxy_px_G4 for part in labels]).astype(np.float32, copy=False)
-    ids_G = np.concatenate([part.class_ids_G for part in labels]).astype(np.int64)
+    boxes_G4 = np.concatenate([np.zeros((0, 4), np.float32), *(part.boxes_xyxy_px_G4 for part in labels)])
+    boxes_G4 = boxes_G4.astype(np.float32, copy=False)
+    ids_G = np.concatenate([np.zeros(0, np.int64), *(part.class_ids_G for part in labels)])
     index_G = np.repeat(np.arange(len(labels)), counts_B)
     tensors = torch.from_numpy(index_G), torch.from_numpy(ids_G), torch.from_numpy(boxes_G4)
     return Parts(images_BHW3, *tensors, drawn + Spent(collate_seconds=time.perf_counter() - began))

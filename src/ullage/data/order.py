@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -45,6 +45,11 @@ class BatchKey:
             return None
         start, stop = self.windows[place]
         return self.nearby[start:stop]
+
+    def part(self, places: Sequence[int]) -> BatchKey:
+        """Return the same batch with the images at some places only; each sample stays what it is."""
+        indices = tuple(self.indices[place] for place in places)
+        return replace(self, indices=indices, windows=tuple(self.windows[place] for place in places if self.windows))
 
 
 def train_keys(
@@ -119,6 +124,40 @@ class Keys(Sequence[BatchKey]):
     def after(self, count: int) -> Keys:
         """Return the batches without the first ``count``."""
         return Keys(self._count, self._key_of, first=self._first + count)
+
+    def each(self, change: Callable[[BatchKey], BatchKey]) -> Keys:
+        """Return the batches, each changed when it is asked for."""
+        return Keys(self._count, lambda number: change(self._key_of(number)), first=self._first)
+
+    def every(self, step: int, *, start: int) -> Keys:
+        """Return every so manieth batch, from one on."""
+        return Keys(len(range(start, len(self), step)), lambda number: self[start + number * step])
+
+
+def shared_keys(keys: Keys, boxes_I: Array, *, rank: int, ranks: int) -> Keys:
+    """Cut every batch into one part for each process; return those of one of them, some of which may be empty.
+
+    Parts hold as many images as the next, give or take one, and about as many boxes: the most crowded image goes to
+    the process that has the fewest boxes yet.
+
+    Args:
+        keys: The whole batches.
+        boxes_I: How many boxes each image of the set has.
+        rank: The process, from 0.
+        ranks: How many there are.
+    """
+    return keys if ranks == 1 else keys.each(lambda key: key.part(_places(boxes_I[list(key.indices)], rank, ranks)))
+
+
+def _places(boxes_B: Array, rank: int, ranks: int) -> list[int]:
+    room = [(len(boxes_B) + ranks - 1 - number) // ranks for number in range(ranks)]
+    load, owner = [0] * ranks, [0] * len(boxes_B)
+    for place in np.argsort(-boxes_B, kind="stable").tolist():
+        chosen = min((number for number in range(ranks) if room[number]), key=lambda number: (load[number], number))
+        room[chosen] -= 1
+        load[chosen] += int(boxes_B[place])
+        owner[place] = chosen
+    return [place for place, number in enumerate(owner) if number == rank]
 
 
 def partner_window(side: int) -> int:

@@ -28,6 +28,8 @@ class Texts(Sequence[str]):
     @classmethod
     def of(cls, texts: Iterable[str]) -> Texts:
         """Pack texts."""
+        if isinstance(texts, Texts):
+            return texts
         listed = list(texts)
         least, most = min(listed, default=""), max(listed, default="")
         same = next((place for place, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))
@@ -100,6 +102,8 @@ class Numbers(Sequence[int]):
 
 def pack_ids(ids: Sequence[int | str]) -> tuple[int | str, ...] | Texts | Numbers:
     """Pack identifiers that are all texts or all whole numbers; others stay as they are."""
+    if isinstance(ids, (Texts, Numbers)):
+        return ids
     if all(isinstance(each, str) for each in ids):
         return Texts.of(str(each) for each in ids)
     if all(isinstance(each, int) and -(2**63) <= each < 2**63 for each in ids):

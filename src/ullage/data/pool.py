@@ -320,8 +320,10 @@ def _init_worker(_: int) -> None:
     torch.set_num_threads(1)
     # 0, not 1: OpenCV would first end the threads of its pool, which a forked process does not have, and hang.
     cv2.setNumThreads(0)
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
+    # Ctrl-C reaches every process of the terminal, and the end of a job every process of the job; the parent alone
+    # decides what that means. It ends this process by hand; when the parent is gone, this process ends by itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A parent that stops while it takes a tensor over leaves the thread that serves it with a broken connection.
     sys.excepthook = _quiet_about_broken_connections
 

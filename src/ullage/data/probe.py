@@ -1,65 +1,133 @@
-"""Look at many image files at once, decoding only those that look cut off."""
+"""Look at many files at once: the headers of images, decoding only those that look cut off or unusual."""
 
 from __future__ import annotations
 
 import os
+import stat
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 from ullage.data.decode import probe_size_hw, read_image
+from ullage.data.headers import HEAD_BYTES, quick_size_hw
 from ullage.errors import DataError
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+Watch = Callable[[str, int, int], None]  # what is being done, how many are done, how many there are
 
-_TAIL_BYTES = 64
+_TAIL_BYTES, _SMALL_BYTES = 64, 16384
+_FIRST_SHARE, _SHARE = 8, 64  # files at a time: handing over a single one costs more than looking at it
+_LONG_SECONDS = 0.0003  # a file that takes so long is decoded, or comes from a slow disk
+# A named pipe must not be waited for.
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 # What a whole file has in its last bytes; something may follow it, so its absence is only a suspicion.
 _END_MARKS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}
 
 
-def probe_images(paths: Sequence[str]) -> list[tuple[int, int] | str]:
+def probe_images(paths: Sequence[str], *, watch: Watch | None = None) -> list[tuple[int, int] | str]:
     """Return the size (h, w) of each image, or in words why it cannot be read; ``"missing"`` when there is no file.
 
     Files that lack their format's end mark are decoded, to tell the cut-off ones.
+
+    Args:
+        paths: The files.
+        watch: Hears how far it is.
     """
-    return in_threads(_probe, paths)
+    return in_threads(_probe, paths, watch=watch, what="image headers")
 
 
-def in_threads(work: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
-    """Call ``work`` on every path, several at a time; results in order."""
+def in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], *, watch: Watch | None = None, what: str = ""
+) -> list[Result]:
+    """Call ``work`` on every item, in threads where it takes long; results in order.
+
+    What takes microseconds is done here: threads would only wait for each other. Where a share of the items takes
+    longer, because images are decoded or the disk is slow, the rest goes to threads.
+
+    Args:
+        work: What to do.
+        items: With what.
+        watch: Hears how far it is.
+        what: What it hears that is being done.
+    """
+    results: list[Result] = []
+    tell = watch or (lambda what, done, count: None)
     # Decoding sets warning filters, which threads share; the outer context puts back what was there before.
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(work, paths))
+    with warnings.catch_warnings():
+        seconds, share = 0.0, _FIRST_SHARE
+        while len(results) < len(items) and seconds <= _LONG_SECONDS:
+            began = time.perf_counter()
+            part = [work(item) for item in items[len(results) : len(results) + share]]
+            seconds, share = (time.perf_counter() - began) / len(part), _SHARE
+            results += part
+            tell(what, len(results), len(items))
+        rest = items[len(results) :]
+        threads = min(16, 4 * (os.cpu_count() or 1))
+        share = min(max(len(rest) // (4 * threads), 1), _SHARE)
+        shares = [rest[start : start + share] for start in range(0, len(rest), share)]
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for part in pool.map(lambda part: [work(item) for item in part], shares):
+                    results += part
+                    tell(what, len(results), len(items))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return results
 
 
-def decode_problem(path: str) -> str | None:
-    """Decode an image wholly; return in words what is wrong with it, None when nothing is."""
+def read_bytes(path: str) -> bytes:
+    """Read a small file with as few calls to the system as possible; a named pipe is empty.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    file = os.open(path, _FLAGS)
     try:
-        read_image(path)
-    except DataError as error:
-        return str(error)
-    return None
+        data = os.read(file, _SMALL_BYTES)
+        if len(data) == _SMALL_BYTES:
+            parts = [data]
+            while part := os.read(file, 16 * _SMALL_BYTES):
+                parts.append(part)
+            data = b"".join(parts)
+        return data
+    finally:
+        os.close(file)
 
 
 def _probe(path: str) -> tuple[int, int] | str:
-    if not os.path.isfile(path):
-        return "missing"
     try:
-        size_hw = probe_size_hw(path)
-        mark = _END_MARKS.get(Path(path).suffix.lower())
-        if mark and mark not in _tail(path):
+        head, tail = _ends(path)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return "missing" if not os.path.isfile(path) else f"cannot read image {path}: {error.strerror or error}"
+    size_hw = quick_size_hw(head)
+    try:
+        if size_hw is None:
+            size_hw = probe_size_hw(path)
+        mark = _END_MARKS.get(os.path.splitext(path)[1].lower())
+        if mark and mark not in tail:
             read_image(path)
     except DataError as error:
         return str(error)
     return size_hw
 
 
-def _tail(path: str) -> bytes:
+def _ends(path: str) -> tuple[bytes, bytes]:
+    """Return the first and the last bytes of a file."""
+    file = os.open(path, _FLAGS)
     try:
-        with open(path, "rb") as stream:
-            stream.seek(max(os.path.getsize(path) - _TAIL_BYTES, 0))
-            return stream.read()
-    except OSError as error:
-        raise DataError(f"cannot read image {path}: {error.strerror or error}") from None
+        state = os.fstat(file)
+        if not stat.S_ISREG(state.st_mode):
+            raise FileNotFoundError(path)
+        head = os.read(file, HEAD_BYTES)
+        if state.st_size <= len(head):
+            return head, head[-_TAIL_BYTES:]
+        os.lseek(file, state.st_size - _TAIL_BYTES, os.SEEK_SET)
+        return head, os.read(file, _TAIL_BYTES)
+    finally:
+        os.close(file)

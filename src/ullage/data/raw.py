@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -43,6 +46,45 @@ class RawBox(NamedTuple):
     area_px2: float | None = None
 
 
+class RawBoxes:
+    """Boxes in columns: ten million of them as objects would take gigabytes."""
+
+    def __init__(self) -> None:
+        self.image, self.class_id, self.line = array("q"), array("q"), array("q")
+        self.corners = array("d")  # four a box
+        self.crowd = array("b")
+        self.area_px2 = array("d")  # NaN where it is not stated
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __iter__(self) -> Iterator[RawBox]:
+        for row, area in enumerate(self.area_px2):
+            left, top, right, bottom = self.corners[4 * row : 4 * row + 4]
+            image, class_id, line, crowd = self.image[row], self.class_id[row], self.line[row], bool(self.crowd[row])
+            stated = None if math.isnan(area) else area
+            yield RawBox(image, class_id, left, top, right, bottom, crowd, line, stated)
+
+    def append(self, box: RawBox) -> None:
+        """Add one box."""
+        self.image.append(box.image)
+        self.class_id.append(box.class_id)
+        self.corners.extend(box[2:6])
+        self.crowd.append(box.crowd)
+        self.line.append(box.line)
+        self.area_px2.append(math.nan if box.area_px2 is None else box.area_px2)
+
+    def extend(self, image: int, class_ids: Sequence[int], corners: Sequence[float], lines: Iterable[int]) -> None:
+        """Add the boxes of one image; their corners lie one behind the other, none is a crowd or states an area."""
+        count = len(class_ids)
+        self.image.extend([image] * count)
+        self.class_id.extend(class_ids)
+        self.corners.extend(corners)
+        self.crowd.extend([0] * count)
+        self.line.extend(lines)
+        self.area_px2.extend([math.nan] * count)
+
+
 @dataclass
 class RawSplit:
     """One split as it is written.
@@ -56,5 +98,5 @@ class RawSplit:
 
     unit: Literal["px", "unit"]
     images: list[RawImage] = field(default_factory=list)
-    boxes: list[RawBox] = field(default_factory=list)
+    boxes: RawBoxes = field(default_factory=RawBoxes)
     problems: list[Problem] = field(default_factory=list)

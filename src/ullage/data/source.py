@@ -17,6 +17,7 @@ from ullage.data.folder import read_csv_source, read_folder
 from ullage.data.index import DatasetInfo, DetectionSet, Split
 from ullage.data.index_cache import MIN_IMAGES, index_file, inputs_of, load_index, save_index
 from ullage.data.packed import Texts, pack_ids
+from ullage.data.probe import Watch
 from ullage.data.raw import RawSplit
 from ullage.data.spec import SourceSpec, absolute
 from ullage.data.yaml_file import read_yaml
@@ -35,6 +36,7 @@ def open_dataset(
     fraction: float = 1.0,
     seed: int = 0,
     missing_images: Literal["leave_out", "keep"] = "leave_out",
+    watch: Watch | None = None,
 ) -> DetectionSet:
     """Read and clean one split of a data set.
 
@@ -47,6 +49,7 @@ def open_dataset(
         seed: See ``fraction``.
         missing_images: ``"keep"`` keeps images that are missing but whose size the labels state, to judge predictions
             that are already made.
+        watch: Hears how far it is: what is being done, how many are done, how many there are.
 
     Raises:
         DataError: There is no such data set or split, it is inconsistent, or none of its images can be used.
@@ -57,7 +60,7 @@ def open_dataset(
         spec = _find(data)
         spec.check_split(split)
         file = index_file(spec, split, key=missing_images)
-        result = load_index(file) or _read_clean(spec, split, data, missing_images, file)
+        result = load_index(file) or _read_clean(spec, split, data, missing_images, file, watch)
         count = len(result.names)
         if any(not 0 <= number < count for number in classes or ()):
             raise DataError(f"classes={list(classes or ())}: data set '{data}' has classes 0 to {count - 1}")
@@ -74,12 +77,19 @@ def open_dataset(
 
 
 def _read_clean(
-    spec: SourceSpec, split: Split, data: str | Path, missing_images: Literal["leave_out", "keep"], file: Path
+    spec: SourceSpec,
+    split: Split,
+    data: str | Path,
+    missing_images: Literal["leave_out", "keep"],
+    file: Path,
+    watch: Watch | None,
 ) -> DetectionSet:
     """Read one split; keep what a large one gave."""
     names, category_ids = _classes(spec)
-    raw = _read(spec, split, names, category_ids)
-    result = clean(raw, origin=str(data), names=names, category_ids=category_ids, missing_images=missing_images)
+    raw = _read(spec, split, names, category_ids, watch)
+    result = clean(
+        raw, origin=str(data), names=names, category_ids=category_ids, missing_images=missing_images, watch=watch
+    )
     if len(raw.images) >= MIN_IMAGES:
         whole, others = inputs_of(spec, split, raw)
         save_index(file, result, whole=whole, others=others)
@@ -176,11 +186,13 @@ def _classes(spec: SourceSpec) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return names, tuple(range(len(names)))
 
 
-def _read(spec: SourceSpec, split: Split, names: tuple[str, ...], category_ids: tuple[int, ...]) -> RawSplit:
+def _read(
+    spec: SourceSpec, split: Split, names: tuple[str, ...], category_ids: tuple[int, ...], watch: Watch | None
+) -> RawSplit:
     if spec.format == "coco":
         return coco_json.read(spec, split, names=names, category_ids=category_ids)
     if spec.format == "voc":
         return voc_xml.read(spec, split, names=names)
     if spec.format == "csv":
         return csv_table.read(spec, split, names=names)
-    return yolo_txt.read(spec, split)
+    return yolo_txt.read(spec, split, watch=watch)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ullage.data.index import Format, Problem, Split
 from ullage.errors import DataError, nearest
@@ -76,8 +76,7 @@ class SourceSpec:
         return set(ranked[:held_out] if split == "val" else ranked[held_out:])
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """One image that a split names.
 
     Attributes:
@@ -124,6 +123,8 @@ def list_images(spec: SourceSpec, split: Split) -> tuple[list[Listed], list[Prob
             f"data set '{spec.origin}': no images for split '{split}' in '{where}'; "
             f"image files end in {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
+    if spec.splits:
+        return listed, problems
     chosen = spec.deal([relative_name(item.path, spec.root) for item in listed], split)
     return [item for item in listed if relative_name(item.path, spec.root) in chosen], problems
 
@@ -134,13 +135,16 @@ def relative_name(path: str, root: Path) -> str:
     return path.removeprefix(prefix) if path.startswith(prefix) else Path(path).as_posix()
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Return all image files in a folder and its subfolders, sorted; hidden files are no images."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+def images_below(folder: Path) -> list[str]:
+    """Return all image files below a folder, sorted by folders and names; hidden files are no images."""
+    found: list[str] = []
+    for base, _, names in os.walk(folder):
+        found += [os.path.join(base, name) for name in names if _is_image(name)]
+    return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def has_images(folder: Path) -> bool:
@@ -181,7 +185,7 @@ def _expand(entry: str, spec: SourceSpec, split: Split) -> list[Listed]:
         return _glob(entry, spec, split)
     if target.is_dir():
         folder = target / "images" if (target / "images").is_dir() and not has_images(target) else target
-        return [Listed(str(path), str(folder), None) for path in images_below(folder)]
+        return [Listed(path, str(folder), None) for path in images_below(folder)]
     if target.suffix.lower() == ".txt" and target.is_file():
         return _read_list(target, spec)
     if target.suffix.lower() in IMAGE_SUFFIXES and target.is_file():
