@@ -202,4 +202,4 @@ print("pydantic" in sys.modules)
 def test_a_call_names_itself() -> None:
     assert Call(verb="data", action="check").name() == "data check"
     with pytest.raises(ConfigError):
-        parse(["data", "view"])
+        parse(["data", "show"])

@@ -20,7 +20,7 @@ from ullage import api
 from ullage.apps.cli.arguments import VERBS
 from ullage.apps.cli.main import main
 from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig, VerbConfig
-from ullage.config.tools import DataCheckConfig, DataConvertConfig, PlanConfig
+from ullage.config.tools import DataCheckConfig, DataConvertConfig, DataViewConfig, PlanConfig
 from ullage.data.index import ProblemKind
 from ullage.data.yaml_file import KEYS as DATA_KEYS
 from ullage.errors import ConfigError
@@ -37,6 +37,7 @@ CONFIGS: dict[str, tuple[Path, type[VerbConfig]]] = {
     "export": (DOCS / "deploy.md", ExportConfig),
     "plan": (DOCS / "train.md", PlanConfig),
     "data check": (DOCS / "data.md", DataCheckConfig),
+    "data view": (DOCS / "data.md", DataViewConfig),
     "data convert": (DOCS / "data.md", DataConvertConfig),
 }
 KNOWN_KEYS = {key for _, made in CONFIGS.values() for key in made.fields()}

@@ -1,4 +1,4 @@
-"""The configuration of the verbs that look before one leaps: ``data check``, ``data convert``, ``plan``."""
+"""The configuration of the verbs that look before one leaps: ``data check``, ``view`` and ``convert``, ``plan``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,34 @@ class ConvertSettings(Section):
     to: Literal["yolo", "coco", "voc", "csv"] = Field(description="format to write")
     out: str = Field(description="folder to write; new, or empty")
     images: Literal["copy", "link"] = Field(default="copy", description="copy the images, or make hard links")
+
+    @field_validator("data", "out", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if hasattr(value, "__fspath__") else value
+
+
+class ViewSettings(Section):
+    """Which images are shown, and where."""
+
+    data: str = Field(description="data set: YAML, COCO JSON, folder, CSV, or 'demo'")
+    split: Literal["train", "val", "test"] = Field(default="train", description="which split")
+    classes: list[int | str] | None = Field(
+        default=None, description="names or ids: only images with one of them, and only their boxes"
+    )
+    page: int = Field(default=1, ge=1, description="which page")
+    images: int = Field(default=24, ge=1, le=400, description="images a page")
+    cell: int = Field(default=320, ge=64, le=1280, description="side of a cell in pixels")
+    seed: int | None = Field(default=None, ge=0, description="shuffle the images; None keeps their order")
+    out: str = Field(default="data_view.jpg", description="file to write: .jpg, .png or .webp")
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """Read ``cat,dog`` and ``0,2``."""
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("data", "out", mode="before")
     @classmethod
@@ -83,6 +111,14 @@ class DataCheckConfig(VerbConfig):
     verb: ClassVar[str] = "data check"
 
     check: CheckSettings
+
+
+class DataViewConfig(VerbConfig):
+    """Everything that ``data view`` is told."""
+
+    verb: ClassVar[str] = "data view"
+
+    view: ViewSettings
 
 
 class DataConvertConfig(VerbConfig):

@@ -15,11 +15,12 @@ VERBS = {
     "predict": "find objects in images, videos, and what cameras and streams show",
     "export": "write a detector for another runtime, and prove that it computes the same",
     "plan": "predict what a training needs, and make it fit a budget",
-    "data": "check a data set, or write it in another format",
+    "data": "check a data set, look at it, or write it in another format",
     "demo": "train, judge and use a small detector on data that ships with the package",
 }
 ACTIONS = {
     "check": "count everything, decode every image, list every problem",
+    "view": "write a sheet of images with their boxes",
     "convert": "write a data set in another format, cleaned",
 }
 LATER = ("doctor", "studio", "bench")

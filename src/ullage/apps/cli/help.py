@@ -27,6 +27,10 @@ _EXAMPLES = {
         "ullage plan model=yolo11s device=cpu memory=2GB data=my_data.yaml",
     ),
     "data check": ("ullage data check data=my_data.yaml",),
+    "data view": (
+        "ullage data view data=my_data.yaml",
+        "ullage data view data=my_data.yaml split=val classes=car,person page=2 out=cars.jpg",
+    ),
     "data convert": ("ullage data convert data=my_data.yaml to=coco out=my_data_coco",),
     "demo": ("ullage demo",),
 }

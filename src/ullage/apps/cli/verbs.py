@@ -12,7 +12,7 @@ from ullage.apps.cli.help import data_overview, verb_help
 from ullage.apps.cli.watch import RunWatch
 from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig, VerbConfig
 from ullage.config.base import read_settings
-from ullage.config.tools import DataCheckConfig, DataConvertConfig, PlanConfig
+from ullage.config.tools import DataCheckConfig, DataConvertConfig, DataViewConfig, PlanConfig
 from ullage.errors import ConfigError, StorageError, nearest
 
 Config = TypeVar("Config", bound=VerbConfig)
@@ -25,6 +25,7 @@ _CONFIGS: dict[str, type[VerbConfig]] = {
     "plan": PlanConfig,
     "demo": TrainConfig,
     "data check": DataCheckConfig,
+    "data view": DataViewConfig,
     "data convert": DataConvertConfig,
 }
 
@@ -42,7 +43,7 @@ def run_verb(call: Call, watch: RunWatch) -> None:
     name = call.name()
     if name == "data":
         if call.wants != "help":
-            raise ConfigError("data needs an action: 'ullage data check data=...' or 'ullage data convert data=...'")
+            raise ConfigError("data needs an action: 'ullage data check data=...', 'data view' or 'data convert'")
         print(data_overview())
     elif call.wants == "help":
         demo = name == "demo"
@@ -64,6 +65,8 @@ def run_verb(call: Call, watch: RunWatch) -> None:
         run_demo(settings(call, TrainConfig, defaults=DEMO_SETTINGS), watch)
     elif name == "data check":
         _check(settings(call, DataCheckConfig))
+    elif name == "data view":
+        _view(settings(call, DataViewConfig))
     else:
         _convert(settings(call, DataConvertConfig))
 
@@ -167,6 +170,20 @@ def _check(config: DataCheckConfig) -> None:
     if config.check.report is not None:
         _write(config.check.report, report.to_json(), key="report")
         print(f"the whole report is in {config.check.report}")
+
+
+def _view(config: DataViewConfig) -> None:
+    from ullage.apps.cli.bars import Bars
+    from ullage.data.view import contact_sheet
+    from ullage.runtime.image_file import write_image
+
+    chosen = config.view
+    with Bars() as bars:
+        sheet = contact_sheet(
+            chosen.data, split=chosen.split, classes=chosen.classes, page=chosen.page, images=chosen.images,
+            cell=chosen.cell, seed=chosen.seed, watch=bars,
+        )  # fmt: skip
+    print(f"{sheet}\nthe sheet is in {write_image(chosen.out, sheet.picture)}")
 
 
 def _convert(config: DataConvertConfig) -> None:
