@@ -22,7 +22,7 @@ import av
 import numpy as np
 import torch
 
-from machine import busy_note, describe_machine
+from machine import busy_note, describe_machine, usable_cores
 from records import Record, append
 from ullage.runtime.live import LiveResults
 from ullage.runtime.passes import Pass
@@ -164,8 +164,10 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=15.0)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--latency", type=float, default=250.0)
+    parser.add_argument("--threads", type=int, default=max(usable_cores() // 2, 1), help="the rest is for the decoders")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     note = busy_note()
     asked = Asked(
         network=arguments.network,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ullage.api.bench import BenchResult, bench
 from ullage.api.export import export
 from ullage.api.exported import ExportedModel, open_model
 from ullage.api.models import LoadedModel, ModelInfo, load_model
@@ -13,6 +14,7 @@ from ullage.api.predict import Prediction, make_predictors, predict
 from ullage.api.train import TrainResult, train
 from ullage.api.val import val
 from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig
+from ullage.config.bench import BenchConfig
 from ullage.errors import ConfigError
 from ullage.metrics.result import Metrics
 from ullage.runtime.predictor import Predictor
@@ -144,6 +146,14 @@ class YOLO:
         """
         config = ExportConfig.load({"model": self._requested, **settings})
         return export(config, model=self.loaded).path
+
+    def benchmark(self, **settings: Any) -> BenchResult:
+        """Measure this network in several runtimes on this machine: latency, throughput, memory, size, mAP.
+
+        Args:
+            **settings: Every key of ``ullage bench --help``.
+        """
+        return bench(BenchConfig.load({"model": self._requested, **settings}), model=self._model)
 
     def _trained_on(self) -> str | None:
         if isinstance(self._model, ExportedModel):

@@ -44,7 +44,7 @@ def test_a_table_a_picture_and_figures(here: Path, capsys: pytest.CaptureFixture
     status = main(["bench", "model=yolo11n", "formats=pytorch,onnx,engine", "batch=2", "threads=1", *words])
     out = capsys.readouterr().out
     assert status == 0, out
-    assert "yolo11n, 64x64, 2 images a pass, cpu, 1 threads" in out
+    assert "yolo11n, 64x64, 2 images a pass, cpu, 1 thread" in out
     table = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("| ")}
     assert set(table) == {"format", "---", "pytorch", "onnx", "engine"}
     assert "engine: " in out

@@ -12,6 +12,7 @@ from ullage.apps.cli.demo import DEMO_FIXED, DEMO_SETTINGS
 from ullage.apps.cli.main import main
 from ullage.apps.cli.verbs import settings
 from ullage.config import PredictConfig, TrainConfig, ValConfig
+from ullage.config.bench import BenchConfig
 from ullage.config.tools import PlanConfig
 from ullage.errors import ConfigError
 
@@ -143,6 +144,7 @@ def test_the_demo_settings_are_settings() -> None:
         ("predict", PredictConfig),
         ("demo", TrainConfig),
         ("plan", PlanConfig),
+        ("bench", BenchConfig),
     ],
 )
 def test_help_lists_every_key_with_type_default_and_meaning(line, config, capsys: pytest.CaptureFixture[str]) -> None:

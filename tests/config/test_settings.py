@@ -11,10 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ullage.config import PredictConfig, TrainConfig, ValConfig, VerbConfig, parse_value
+from ullage.config.bench import BenchConfig
 from ullage.config.tools import DataCheckConfig, DataConvertConfig, PlanConfig
 from ullage.errors import ConfigError
 
-CONFIGS = [TrainConfig, ValConfig, PredictConfig, DataCheckConfig, DataConvertConfig, PlanConfig]
+CONFIGS = [TrainConfig, ValConfig, PredictConfig, DataCheckConfig, DataConvertConfig, PlanConfig, BenchConfig]
 # YAML forbids most control characters; file names rarely have them
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
 SIZES = st.integers(1, 40).map(lambda n: n * 32)

@@ -20,6 +20,7 @@ from ullage import api
 from ullage.apps.cli.arguments import VERBS
 from ullage.apps.cli.main import main
 from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig, VerbConfig
+from ullage.config.bench import BenchConfig
 from ullage.config.tools import DataCheckConfig, DataConvertConfig, DataViewConfig, PlanConfig
 from ullage.data.index import ProblemKind
 from ullage.data.yaml_file import KEYS as DATA_KEYS
@@ -35,6 +36,7 @@ CONFIGS: dict[str, tuple[Path, type[VerbConfig]]] = {
     "val": (DOCS / "train.md", ValConfig),
     "predict": (DOCS / "predict.md", PredictConfig),
     "export": (DOCS / "deploy.md", ExportConfig),
+    "bench": (DOCS / "deploy.md", BenchConfig),
     "plan": (DOCS / "train.md", PlanConfig),
     "data check": (DOCS / "data.md", DataCheckConfig),
     "data view": (DOCS / "data.md", DataViewConfig),

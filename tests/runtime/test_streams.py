@@ -322,3 +322,16 @@ def test_statistics_in_words() -> None:
     assert text.startswith("door: live, 3 of 3 frames, 4 dropped, ")
     assert "latency 20 / 20 / 20 ms" in text
     assert text.endswith(", 1 damaged, 2 reconnects")
+
+
+def test_after_late_results_passes_are_planned_longer() -> None:
+    hub = hub_of(1, scripted(shots(1, fps=1)), latency_ms=100)
+    for _ in range(3):
+        hub._clock.learn(1, 0.02)
+    assert hub._expected_s(1) == pytest.approx(0.02)
+    for _ in range(10):
+        hub._learn_caution(0.2)
+    assert hub._expected_s(1) == pytest.approx(0.02 * 1.05**10)
+    for _ in range(1000):
+        hub._learn_caution(0.01)
+    assert hub._expected_s(1) == pytest.approx(0.02)

@@ -117,7 +117,7 @@ def bench(
         rows.append(row)
         if listener is not None:
             listener(row)
-    threads = f", {settings.threads} threads" if settings.threads else ""
+    threads = f", {settings.threads} thread{'s' * (settings.threads > 1)}" if settings.threads else ""
     size = f"{height}x{width}, {settings.batch} image{'s' * (settings.batch > 1)} a pass, {device}{threads}"
     result = BenchResult(tuple(rows), f"{title}, {size}", folder)
     write_text(folder / "bench.md", f"{result}\n")

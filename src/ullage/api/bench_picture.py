@@ -43,13 +43,13 @@ def draw_bench(rows: Sequence[Any], title: str, path: Path) -> None:
         words += [] if row.map is None else [f"mAP {row.map:.3f}"]
         axes.text(p99 + longest * 0.015, place, ", ".join(words), va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [row.format for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, longest * 1.55)
     axes.set_xlabel("ms a pass: median, with the 95th and 99th percentile")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if any(not row.problem for row in rows):
-        axes.legend(loc="lower right", frameon=False, fontsize=9)
+        figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     try:
         figure.savefig(path)
     except OSError as error:

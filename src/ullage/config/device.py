@@ -29,7 +29,7 @@ class PredictDeviceSettings(DeviceSettings):
     """Devices."""
 
     device: str | None = Field(
-        default=None, description="'cpu', 0, 'cuda:0', 'mps', or several, '0,1'; None takes the first GPU, else the CPU"
+        default=None, description="'cpu', 0, 'cuda:0', 'mps', or several, '0,1'; None: the first GPU, or CPU"
     )
 
 

@@ -35,10 +35,10 @@ class PredictSettings(Section):
     )
     vid_stride: int = Field(default=1, ge=1, description="of videos and streams, use every so manieth frame")
     policy: Literal["oldest", "latest"] | None = Field(
-        default=None, description="frames of streams: oldest (all, in order) or latest; None: latest of live ones"
+        default=None, description="waiting frames: oldest first, or the latest only; None: by the kind"
     )
     latency: float | None = Field(
-        default=None, gt=0, description="ms from a stream's frame to its result; what would be later is dropped"
+        default=None, gt=0, description="ms from a stream's frame to its result; what is later is dropped"
     )
     reconnect: float | None = Field(
         default=None, ge=0, description="seconds that a lost stream is called again; None: for ever"

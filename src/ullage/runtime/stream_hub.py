@@ -29,6 +29,7 @@ _QUEUE = 4  # frames of a stream that wait in order
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 15.0
 _FIRST_CONTACT_S = 10.0  # as long as no stream ever gave a picture
 _PASS_SHARE = 0.5  # of the latency that one pass may take
+_LATE, _IN_TIME, _MOST_CAUTION = 1.05, 0.999, 8.0  # in balance when 2 % are late
 _JOIN_S = 2.0
 _CONVERTERS = 8
 
@@ -118,6 +119,7 @@ class StreamHub:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._clock = PassClock()
+        self._caution = 1.0
         self._failures: list[str] = []
         self._warned = 0
         self._pool = ThreadPoolExecutor(min(_CONVERTERS, os.cpu_count() or 1), thread_name_prefix="ullage-convert")
@@ -184,6 +186,16 @@ class StreamHub:
                 assert frame.stream is not None
                 assert frame.arrived is not None
                 self._lanes[frame.stream].record.count_done(now - frame.arrived)
+                self._learn_caution(now - frame.arrived)
+
+    def _learn_caution(self, latency_s: float) -> None:
+        """Plan with longer passes after late results: on a busy machine, what a pass took before says little."""
+        if self._settings.latency_ms is not None:
+            late = latency_s * 1000 > self._settings.latency_ms
+            self._caution = min(max(self._caution * (_LATE if late else _IN_TIME), 1.0), _MOST_CAUTION)
+
+    def _expected_s(self, frames: int) -> float:
+        return self._caution * self._clock.expected_s(frames)
 
     def _wait_s(self) -> float | None:
         """Return how long a group should still wait for company: 0 when it is ready, None when there is no frame."""
@@ -195,7 +207,7 @@ class StreamHub:
         if self._settings.latency_ms is None or count >= self._most() or everybody:
             return 0
         oldest = min(lane.queue[0].arrived for lane in waiting)
-        patience_s = (self._settings.latency_ms / 1000 - 2 * self._clock.expected_s(count)) / 2
+        patience_s = (self._settings.latency_ms / 1000 - 2 * self._expected_s(count)) / 2
         return max(oldest + patience_s - time.monotonic(), 0)
 
     def _most(self) -> int:
@@ -204,7 +216,7 @@ class StreamHub:
             return self._batch
         allowed_s = self._settings.latency_ms / 1000 * _PASS_SHARE
         most = self._batch
-        while most > 1 and self._clock.expected_s(most) > allowed_s:
+        while most > 1 and self._expected_s(most) > allowed_s:
             most -= 1
         return most
 
@@ -227,7 +239,7 @@ class StreamHub:
         """Drop what would come too late; when all would, each stream that waited longest keeps its newest frame."""
         if self._settings.latency_ms is None:
             return
-        horizon = time.monotonic() + self._clock.expected_s(count) - self._settings.latency_ms / 1000
+        horizon = time.monotonic() + self._expected_s(count) - self._settings.latency_ms / 1000
         if all(one.arrived < horizon for lane in self._lanes for one in lane.queue):
             keeper = min((lane for lane in self._lanes if lane.queue), key=lambda lane: lane.served)
         else:

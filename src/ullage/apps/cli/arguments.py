@@ -14,6 +14,7 @@ VERBS = {
     "val": "judge a detector on a data set",
     "predict": "find objects in images, videos, and what cameras and streams show",
     "export": "write a detector for another runtime, and prove that it computes the same",
+    "bench": "measure a detector in several runtimes on this machine",
     "plan": "predict what a training needs, and make it fit a budget",
     "data": "check a data set, look at it, or write it in another format",
     "demo": "train, judge and use a small detector on data that ships with the package",
@@ -23,7 +24,7 @@ ACTIONS = {
     "view": "write a sheet of images with their boxes",
     "convert": "write a data set in another format, cleaned",
 }
-LATER = ("doctor", "studio", "bench")
+LATER = ("doctor", "studio")
 TASKS = ("detect", "segment", "pose", "classify", "obb")
 _PAIR = re.compile(r"-{0,2}([A-Za-z][\w-]*)=(.*)", re.DOTALL)
 _OPTION = re.compile(r"--([A-Za-z][\w-]*)")

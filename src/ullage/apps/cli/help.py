@@ -22,6 +22,10 @@ _EXAMPLES = {
         f"ullage export {_BEST} format=onnx dynamic",
         f"ullage export {_BEST} format=openvino int8 data=my_data.yaml",
     ),
+    "bench": (
+        f"ullage bench {_BEST} formats=pytorch,onnx,openvino data=my_data.yaml",
+        "ullage bench model=yolo11n formats=onnx,openvino-half imgsz=320 batch=8 seconds=5",
+    ),
     "plan": (
         "ullage plan model=yolov12l batch=256 imgsz=640 memory=8GB",
         "ullage plan model=yolo11s device=cpu memory=2GB data=my_data.yaml",

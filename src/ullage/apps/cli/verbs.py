@@ -12,6 +12,7 @@ from ullage.apps.cli.help import data_overview, verb_help
 from ullage.apps.cli.watch import RunWatch
 from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig, VerbConfig
 from ullage.config.base import read_settings
+from ullage.config.bench import BenchConfig
 from ullage.config.tools import DataCheckConfig, DataConvertConfig, DataViewConfig, PlanConfig
 from ullage.errors import ConfigError, StorageError, nearest
 
@@ -22,6 +23,7 @@ _CONFIGS: dict[str, type[VerbConfig]] = {
     "val": ValConfig,
     "predict": PredictConfig,
     "export": ExportConfig,
+    "bench": BenchConfig,
     "plan": PlanConfig,
     "demo": TrainConfig,
     "data check": DataCheckConfig,
@@ -58,6 +60,8 @@ def run_verb(call: Call, watch: RunWatch) -> None:
         _predict(settings(call, PredictConfig))
     elif name == "export":
         _export(settings(call, ExportConfig))
+    elif name == "bench":
+        _bench(settings(call, BenchConfig))
     elif name == "plan":
         _plan(settings(call, PlanConfig))
     elif name == "demo":
@@ -141,6 +145,17 @@ def _export(config: ExportConfig) -> None:
     if config.export.verbose:
         print(result.report)
     print(f"the file is {result.path}, its report {result.page}")
+
+
+def _bench(config: BenchConfig) -> None:
+    from ullage.api.bench import BenchRow, bench
+
+    def tell(row: BenchRow) -> None:
+        found = row.problem or f"{row.latency_ms[0]:.1f} ms, {row.images_per_s:.1f} images/s"
+        print(f"{row.format}: {found}", flush=True)
+
+    result = bench(config, listener=tell if config.bench.verbose else None)
+    print(f"{result}\nsaved in {result.save_dir}")
 
 
 def _plan(config: PlanConfig) -> None:
