@@ -193,7 +193,7 @@ def test_colours_follow_the_hsv_definition():
 @pytest.mark.parametrize("chosen", [{"scale": 0.5}, {"degrees": 20, "copy_paste": 1.0}, {"mixup": 1.0, "flipud": 0.5}])
 def test_colours_change_in_every_tile_and_nowhere_else(chosen):
     """Tiles of one colour, drawn larger, smaller, turned, pasted and blended: all change alike, the grey stays grey."""
-    boxes = [np.array([[20, 20, 60, 60]], np.float32)] * 5
+    boxes = [[(20.0, 20.0, 60.0, 60.0, 0)]] * 5
     dataset = make_set([SIZE_HW] * 5, boxes)
     red, size_hw = np.full((*SIZE_HW, 3), (180, 90, 60), np.uint8), (160, 160)
     images = [red.copy() for _ in range(5)]

@@ -16,6 +16,7 @@ import numpy as np
 from ullage.config.augment import AugmentSettings
 from ullage.data.index import DetectionSet
 from ullage.data.mosaic import View, place_mosaic, place_single, sample_meeting_point, sample_view
+from ullage.data.outlines import seen_boxes
 from ullage.data.recipe import Hsv, Recipe, Tile
 from ullage.geometry.boxes import area_xyxy, clip_xyxy
 from ullage.geometry.labels import Labels
@@ -94,15 +95,16 @@ def layer_labels(
         size_hw: Size of the canvas.
         matrices_T33: The maps that were drawn; None takes those of the tiles.
     """
-    parts = [_tile_labels(dataset, tile) for tile in layer]
-    labels = join_labels(parts)
-    if len(labels) == 0:
-        return labels
+    rows_T = [_tile_rows(dataset, tile) for tile in layer]
+    rows_N = np.concatenate(rows_T) if layer else np.zeros(0, np.int64)
+    if len(rows_N) == 0:
+        return Labels.empty()
     if matrices_T33 is None:
         matrices_T33 = np.array([tile.matrix for tile in layer]).reshape(-1, 3, 3)
-    matrices_N33 = np.repeat(matrices_T33, [len(part) for part in parts], axis=0)
-    boxes_N4, keep_N = visible_boxes(map_boxes(matrices_N33, labels.boxes_xyxy_px_G4), size_hw)
-    return Labels(boxes_N4.astype(np.float32), labels.class_ids_G, labels.crowd_G).select(keep_N)
+    matrices_N33 = np.repeat(matrices_T33, [len(rows) for rows in rows_T], axis=0)
+    boxes_N4, keep_N = shown_boxes(dataset, rows_N, matrices_N33, size_hw)
+    kept = rows_N[keep_N]
+    return Labels(boxes_N4[keep_N].astype(np.float32), dataset.class_ids_N[kept], dataset.crowd_N[kept])
 
 
 def recipe_labels(dataset: DetectionSet, recipe: Recipe) -> Labels:
@@ -131,21 +133,56 @@ def map_boxes(matrices_N33: Array, boxes_xyxy_px_N4: Array) -> Array:
     return np.stack((x_N4.min(1), y_N4.min(1), x_N4.max(1), y_N4.max(1)), axis=1)
 
 
+def shown_boxes(
+    dataset: DetectionSet, rows_N: Array, matrices_N33: Array, size_hw: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Map objects to a canvas; return their boxes, clipped, and which of them are worth training on, (N,) bool.
+
+    Where an object has an outline, and is turned or cut off by the canvas, its box is the one around what the canvas
+    shows of the outline; the box around turned or cut corners would be larger than the object.
+
+    Args:
+        dataset: Where the objects are.
+        rows_N: Which objects, as rows of the columns of the data set.
+        matrices_N33: The map of each.
+        size_hw: Size of the canvas.
+    """
+    mapped_N4 = map_boxes(matrices_N33, dataset.boxes_xyxy_px_N4[rows_N])
+    shown_N4, keep_N = visible_boxes(mapped_N4, size_hw)
+    outlines = dataset.outlines
+    if outlines is None or not keep_N.any():
+        return shown_N4, keep_N
+    turned_N = matrices_N33.reshape(-1, 9)[:, [1, 3, 6, 7]].any(1)
+    loose_M = np.flatnonzero(keep_N & (turned_N | (shown_N4 != mapped_N4).any(1)) & outlines.have(rows_N))
+    whole_M4, seen_M4 = seen_boxes(outlines.select(rows_N[loose_M]), matrices_N33[loose_M], size_hw)
+    in_sight_M = ~np.isnan(seen_M4[:, 0])
+    shown_N4[loose_M] = np.where(in_sight_M[:, None], seen_M4, 0)
+    keep_N[loose_M] = in_sight_M & _worth_training_on(shown_N4[loose_M], whole_M4)
+    return shown_N4, keep_N
+
+
 def visible_boxes(boxes_xyxy_px_N4: Array, size_hw: tuple[int, int]) -> tuple[Array, Array]:
     """Clip boxes to the canvas; return them and which of them are worth training on, (N,) bool."""
     clipped_N4 = clip_xyxy(boxes_xyxy_px_N4, size_hw)
-    width_N, height_N = clipped_N4[:, 2] - clipped_N4[:, 0], clipped_N4[:, 3] - clipped_N4[:, 1]
+    return clipped_N4, _worth_training_on(clipped_N4, boxes_xyxy_px_N4)
+
+
+def _worth_training_on(shown_N4: Array, whole_N4: Array) -> Array:
+    """Tell which boxes are neither slivers nor mostly out of sight."""
+    width_N, height_N = shown_N4[:, 2] - shown_N4[:, 0], shown_N4[:, 3] - shown_N4[:, 1]
     large_N = np.minimum(width_N, height_N) > MIN_SIDE_PX
     slim_N = np.maximum(width_N, height_N) >= MAX_ASPECT * np.minimum(width_N, height_N)
-    shown_N = area_xyxy(clipped_N4) > MIN_VISIBLE * area_xyxy(boxes_xyxy_px_N4)
-    return clipped_N4, large_N & ~slim_N & shown_N
+    return large_N & ~slim_N & (area_xyxy(shown_N4) > MIN_VISIBLE * area_xyxy(whole_N4))
 
 
-def _tile_labels(dataset: DetectionSet, tile: Tile) -> Labels:
-    labels = dataset.labels(tile.index)
+def _tile_rows(dataset: DetectionSet, tile: Tile) -> Array:
+    """Return the rows of the objects that a tile brings, crowds not among them."""
+    first, past = dataset.offsets[tile.index : tile.index + 2].tolist()
     if tile.box is not None:
-        return labels.select(np.array([tile.box]))
-    return labels.select(~labels.crowd_G) if labels.crowd_G.any() else labels
+        return np.array([first + tile.box])
+    rows = np.arange(first, past)
+    crowd_N = dataset.crowd_N[first:past]
+    return rows[~crowd_N] if crowd_N.any() else rows
 
 
 def join_labels(parts: list[Labels]) -> Labels:
@@ -208,17 +245,20 @@ def _sample_pastes(
     size_hw: tuple[int, int],
     settings: AugmentSettings,
 ) -> tuple[Tile, ...]:
-    """Draw objects of another image to paste into a picture (arXiv:2012.07177, with boxes in place of masks).
+    """Draw objects of another image to paste into a picture (arXiv:2012.07177).
 
     The other image gets a view of its own; an object keeps the place that it has there. Together they may cover
-    less than 30 % of any object below them; each must itself be in view, and may hold next to nothing of another
-    object, crowds included: nothing arrives without its label. At most 20 objects are pasted.
+    less than 30 % of any object below them; each must itself be in view. An object with an outline is cut out along it;
+    one without comes as its box, which may hold next to nothing of another object, crowds included: nothing arrives
+    without its label. At most 20 objects are pasted.
     """
     view = sample_view(rng, settings=settings, size_hw=size_hw, mosaic=False)
     tile = _single(dataset, donor, view, size_hw)
     labels = dataset.labels(donor)
     sources_N4 = labels.boxes_xyxy_px_G4
-    boxes_N4, keep_N = visible_boxes(map_boxes(tile.matrix_33(), sources_N4), size_hw)
+    rows_N = np.arange(dataset.offsets[donor], dataset.offsets[donor + 1])
+    boxes_N4, keep_N = shown_boxes(dataset, rows_N, np.tile(tile.matrix_33(), (len(rows_N), 1, 1)), size_hw)
+    cut_out_N = np.zeros(len(rows_N), bool) if dataset.outlines is None else dataset.outlines.have(rows_N)
     # A random order, so that where objects compete for a place each has the same chance.
     candidates = rng.permutation(np.flatnonzero(~labels.crowd_G & keep_N))[:MAX_TRIES]
     below_M4 = layer_labels(dataset, layer, size_hw).boxes_xyxy_px_G4.astype(np.float64)
@@ -227,7 +267,7 @@ def _sample_pastes(
     for row in candidates:
         # Summed over all that is pasted, so that many small objects cannot hide a large one.
         covers_M = covered_M + _overlap(boxes_N4[row], below_M4)
-        if (covers_M < MAX_COVERED * area_xyxy(below_M4)).all() and _alone(int(row), sources_N4):
+        if (covers_M < MAX_COVERED * area_xyxy(below_M4)).all() and (cut_out_N[row] or _alone(int(row), sources_N4)):
             pasted.append(Tile(donor, tile.matrix, int(row)))
             below_M4 = np.concatenate((below_M4, boxes_N4[row : row + 1]))
             covered_M = np.append(covers_M, 0.0)

@@ -6,12 +6,13 @@ Shape letters: I images, N boxes of all images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ullage.data.index import DetectionSet, Problem
+from ullage.data.outlines import Outlines
 from ullage.data.packed import Texts, pack_ids
 from ullage.data.probe import Watch, probe_images
 from ullage.data.raw import RawBoxes, RawImage, RawSplit
@@ -37,11 +38,12 @@ class _Columns:
     crowd_N: Array
     line_N: Array
     area_N: Array
+    row_N: Array  # in what was read
 
     def select(self, rows_N: Array) -> _Columns:
         return _Columns(
             self.image_N[rows_N], self.class_N[rows_N], self.xyxy_N4[rows_N],
-            self.crowd_N[rows_N], self.line_N[rows_N], self.area_N[rows_N],
+            self.crowd_N[rows_N], self.line_N[rows_N], self.area_N[rows_N], self.row_N[rows_N],
         )  # fmt: skip
 
 
@@ -103,7 +105,26 @@ def clean(
         category_ids=category_ids,
         problems=tuple(problems),
         areas_px2_N=areas_N,
+        outlines=_outlines(raw, columns, sizes_I2[new_index_I[columns.image_N]]),
     )
+
+
+def _outlines(raw: RawSplit, columns: _Columns, sizes_N2: Array) -> Outlines | None:
+    """Return the polygons of the boxes that are left, inside their boxes; None when no object has one.
+
+    A polygon that spans less than half of its box in either direction says something else than the box: it is not used.
+    """
+    if not raw.boxes.rings:
+        return None
+    objects: list[list[Array]] = []
+    for row, corners_4, size_hw in zip(columns.row_N.tolist(), columns.xyxy_N4, sizes_N2, strict=True):
+        scale_2 = size_hw[::-1] if raw.unit == "unit" else 1
+        rings = [np.array(ring, np.float64).reshape(-1, 2) * scale_2 for ring in raw.boxes.rings.get(row, ())]
+        rings = [ring.clip(corners_4[:2], corners_4[2:]) for ring in rings if np.isfinite(ring).all()]
+        points_P2 = np.concatenate([np.zeros((0, 2)), *rings])
+        fills = len(points_P2) > 0 and (2 * np.ptp(points_P2, axis=0) >= corners_4[2:] - corners_4[:2]).all()
+        objects.append(rings if fills else [])
+    return Outlines.of(objects)
 
 
 class _Reporter:
@@ -155,14 +176,13 @@ def _columns(boxes: RawBoxes) -> _Columns:
         np.array(boxes.crowd, bool),
         np.array(boxes.line, np.int64),
         np.array(boxes.area_px2, np.float64),
+        np.arange(len(boxes)),
     )
 
 
 def _to_pixels(columns: _Columns, sizes_N2: Array) -> _Columns:
     scale_N4 = sizes_N2[:, [1, 0, 1, 0]].astype(np.float64)
-    return _Columns(
-        columns.image_N, columns.class_N, columns.xyxy_N4 * scale_N4, columns.crowd_N, columns.line_N, columns.area_N
-    )
+    return replace(columns, xyxy_N4=columns.xyxy_N4 * scale_N4)
 
 
 def _check_boxes(columns: _Columns, sizes_N2: Array, names: tuple[str, ...], unit: str, report: _Reporter) -> _Columns:
@@ -202,10 +222,7 @@ def _check_boxes(columns: _Columns, sizes_N2: Array, names: tuple[str, ...], uni
         "box_outside", "box_clipped", overhang,
         lambda row: f"box {_text(overhang, row)} overhangs the image of {_size(sizes_over[row])}",
     )  # fmt: skip
-    clipped = _Columns(
-        columns.image_N, columns.class_N, clipped_N4, columns.crowd_N, columns.line_N, columns.area_N
-    ).select(~outside_N)
-    return _drop_duplicates(clipped, report)
+    return _drop_duplicates(replace(columns, xyxy_N4=clipped_N4).select(~outside_N), report)
 
 
 def _drop_duplicates(columns: _Columns, report: _Reporter) -> _Columns:

@@ -114,9 +114,10 @@ def write(out: Path, split: str, data: DetectionSet, files: Sequence[str]) -> No
             labels.class_ids_G.tolist(),
             labels.crowd_G.tolist(),
             data.areas_px2(index).tolist(),
+            [[ring.ravel().tolist() for ring in rings] for rings in data.rings(index)],
             strict=True,
         )
-        for (left, top, right, bottom), kind, crowd, area in rows:
+        for (left, top, right, bottom), kind, crowd, area, rings in rows:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -125,6 +126,7 @@ def write(out: Path, split: str, data: DetectionSet, files: Sequence[str]) -> No
                     "bbox": [left, top, right - left, bottom - top],
                     "area": area,
                     "iscrowd": int(crowd),
+                    **({"segmentation": rings} if rings else {}),
                 }
             )
     categories = [{"id": i, "name": name} for i, name in zip(data.category_ids, data.names, strict=True)]
@@ -249,7 +251,20 @@ def _parse(
     area = entry.get("area")
     stated = float(area) if _is_number(area) and area > 0 else None
     corners = (left, top, left + width, top + height)
-    return RawBox(index_of[image], classes[category], *corners, entry.get("iscrowd") == 1, number, stated)
+    crowd = entry.get("iscrowd") == 1
+    rings = () if crowd else _rings_of(entry)
+    return RawBox(index_of[image], classes[category], *corners, crowd, number, stated, rings)
+
+
+def _rings_of(entry: dict[str, Any]) -> tuple[Sequence[float], ...]:
+    """Return the polygons of an annotation; none where they are absent, masks, or not as they should be."""
+    polygons = entry.get("segmentation")
+    if not isinstance(polygons, list) or not all(
+        isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and all(map(_is_number, ring))
+        for ring in polygons
+    ):
+        return ()
+    return tuple(polygons)
 
 
 def _box_of(entry: dict[str, Any]) -> tuple[float, float, float, float] | None:

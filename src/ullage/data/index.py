@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ullage.data.outlines import Outlines
 from ullage.data.packed import Numbers, Texts
 from ullage.geometry.boxes import area_xyxy
 from ullage.geometry.labels import Labels
@@ -83,6 +84,7 @@ class DetectionSet:
         problems: What was wrong and what was done about it.
         areas_px2_N: float64, area of each object where the labels state it (COCO's mask area, which its small, medium
             and large are about), else of its box. None means: of its box.
+        outlines: Polygons of the objects, where the labels have any; None means that no object has one.
     """
 
     names: tuple[str, ...]
@@ -96,6 +98,7 @@ class DetectionSet:
     category_ids: tuple[int, ...]
     problems: tuple[Problem, ...] = field(default=())
     areas_px2_N: np.ndarray[Any, Any] | None = None
+    outlines: Outlines | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,6 +114,11 @@ class DetectionSet:
         if self.areas_px2_N is not None:
             return self.areas_px2_N[rows]
         return area_xyxy(self.boxes_xyxy_px_N4[rows].astype(np.float64))
+
+    def rings(self, index: int) -> list[list[np.ndarray[Any, Any]]]:
+        """Return the polygons of each object in one image, float32 (points, 2); an empty list where it has none."""
+        rows = range(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return [self.outlines.rings(row) if self.outlines is not None else [] for row in rows]
 
     def size_hw(self, index: int) -> tuple[int, int]:
         """Return height and width of one image."""

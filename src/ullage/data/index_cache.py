@@ -25,6 +25,7 @@ import numpy as np
 
 from ullage.data.cache import cache_folder
 from ullage.data.index import DetectionSet, Problem, Split
+from ullage.data.outlines import Outlines
 from ullage.data.packed import Numbers, Texts, pack_ids
 from ullage.data.raw import RawSplit
 from ullage.data.spec import SourceSpec, absolute
@@ -32,8 +33,9 @@ from ullage.data.spec import SourceSpec, absolute
 Array = np.ndarray[Any, Any]
 
 MIN_IMAGES = 5000  # smaller sets are read in a moment
-_MAGIC = b"ullage index 1\n"
+_MAGIC = b"ullage index 2\n"
 _ALIGN = 64
+_OUTLINES = ("ring_ends_N", "point_ends_R", "points_xy_px_P2")
 _COLUMNS = ("sizes_hw_I2", "offsets", "boxes_xyxy_px_N4", "class_ids_N", "crowd_N", "areas_px2_N")
 
 
@@ -89,6 +91,8 @@ def save_index(file: Path, dataset: DetectionSet, *, whole: Sequence[str], other
     paths, ids = Texts.of(dataset.paths), pack_ids(dataset.image_ids)
     arrays: dict[str, Array] = {name: getattr(dataset, name) for name in _COLUMNS if getattr(dataset, name) is not None}
     arrays |= {"paths": paths.data, "path_ends": paths.ends, "inputs": packed.data, "input_ends": packed.ends}
+    if dataset.outlines is not None:
+        arrays |= {name: getattr(dataset.outlines, name) for name in _OUTLINES}
     if isinstance(ids, Texts):
         arrays |= {"ids": ids.data, "id_ends": ids.ends}
     elif isinstance(ids, Numbers):
@@ -158,6 +162,7 @@ def load_index(file: Path) -> DetectionSet | None:
         class_ids_N=arrays["class_ids_N"],
         crowd_N=arrays["crowd_N"],
         areas_px2_N=arrays.get("areas_px2_N"),
+        outlines=Outlines(*(arrays[name] for name in _OUTLINES)) if _OUTLINES[0] in arrays else None,
     )
 
 

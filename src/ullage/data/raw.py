@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -32,7 +32,8 @@ class RawImage(NamedTuple):
 class RawBox(NamedTuple):
     """One box as it is written; ``line`` is a line of a text file or the number of an annotation.
 
-    ``area_px2`` is the object's area where the labels state it, else None.
+    ``area_px2`` is the object's area where the labels state it, else None. ``rings`` are its polygons, each x, y, x, y
+    and so on, in the unit of the corners.
     """
 
     image: int
@@ -44,6 +45,7 @@ class RawBox(NamedTuple):
     crowd: bool
     line: int
     area_px2: float | None = None
+    rings: tuple[Sequence[float], ...] = ()
 
 
 class RawBoxes:
@@ -54,6 +56,7 @@ class RawBoxes:
         self.corners = array("d")  # four a box
         self.crowd = array("b")
         self.area_px2 = array("d")  # NaN where it is not stated
+        self.rings: dict[int, tuple[Sequence[float], ...]] = {}  # of the boxes that have polygons
 
     def __len__(self) -> int:
         return len(self.image)
@@ -63,10 +66,12 @@ class RawBoxes:
             left, top, right, bottom = self.corners[4 * row : 4 * row + 4]
             image, class_id, line, crowd = self.image[row], self.class_id[row], self.line[row], bool(self.crowd[row])
             stated = None if math.isnan(area) else area
-            yield RawBox(image, class_id, left, top, right, bottom, crowd, line, stated)
+            yield RawBox(image, class_id, left, top, right, bottom, crowd, line, stated, self.rings.get(row, ()))
 
     def append(self, box: RawBox) -> None:
         """Add one box."""
+        if box.rings:
+            self.rings[len(self)] = tuple(array("f", ring) for ring in box.rings)
         self.image.append(box.image)
         self.class_id.append(box.class_id)
         self.corners.extend(box[2:6])
@@ -74,9 +79,18 @@ class RawBoxes:
         self.line.append(box.line)
         self.area_px2.append(math.nan if box.area_px2 is None else box.area_px2)
 
-    def extend(self, image: int, class_ids: Sequence[int], corners: Sequence[float], lines: Iterable[int]) -> None:
+    def extend(
+        self,
+        image: int,
+        class_ids: Sequence[int],
+        corners: Sequence[float],
+        lines: Iterable[int],
+        rings: Mapping[int, tuple[Sequence[float], ...]],
+    ) -> None:
         """Add the boxes of one image; their corners lie one behind the other, none is a crowd or states an area."""
         count = len(class_ids)
+        if rings:
+            self.rings.update({len(self) + place: each for place, each in rings.items()})
         self.image.extend([image] * count)
         self.class_id.extend(class_ids)
         self.corners.extend(corners)

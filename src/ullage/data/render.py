@@ -40,6 +40,7 @@ MIN_CUT_PX = 32  # a smaller cut would be stretched by more than 3 % when its si
 MAX_CUT_GAIN = 4.0
 # (mirrored, upside down) -> how OpenCV calls it
 _FLIPS = {(False, False): None, (True, False): 1, (False, True): 0, (True, True): -1}
+_FINE_BITS = 4  # of the fractions of a pixel to which outlines are drawn
 _BLOCK_PX = 64  # what the widest registers take at a time
 _HUE_STEPS = 180  # of OpenCV's 8-bit hue
 _MAX_HUE_STEP = 70.0  # the shifted hue must fit 8 bits
@@ -152,9 +153,11 @@ def _draw_upright(
 def _draw_any(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadImage, hsv: Hsv | None) -> Array:
     """Draw an image, or one object of it, by any map."""
     height, width = dataset.size_hw(tile.index)
-    window_4 = np.array([0, 0, width, height], np.float64)
+    window_4, rings = np.array([0, 0, width, height], np.float64), []
     if tile.box is not None:
-        window_4 = dataset.labels(tile.index).boxes_xyxy_px_G4[tile.box].astype(np.float64)
+        row = int(dataset.offsets[tile.index]) + tile.box
+        window_4 = dataset.boxes_xyxy_px_N4[row].astype(np.float64)
+        rings = dataset.outlines.rings(row) if dataset.outlines is not None else []
     matrix_33 = tile.matrix_33()
     region = _region(map_boxes(matrix_33, window_4[None])[0], canvas_HW3)
     if region is None:
@@ -162,8 +165,20 @@ def _draw_any(canvas_HW3: Array, tile: Tile, dataset: DetectionSet, load: LoadIm
     image_HW3 = load(tile.index)
     scale_wh = (image_HW3.shape[1] / width, image_HW3.shape[0] / height)
     from_image_33 = matrix_33 @ np.diag([1 / scale_wh[0], 1 / scale_wh[1], 1.0])
-    _draw_turned(canvas_HW3, image_HW3, from_image_33, window_4 * (scale_wh * 2), region, hsv)
+    mask_HW = _mask(rings, matrix_33, region) if rings else None
+    _draw_turned(canvas_HW3, image_HW3, from_image_33, window_4 * (scale_wh * 2), region, hsv, mask_HW)
     return matrix_33
+
+
+def _mask(rings: Sequence[Array], matrix_33: Array, region: Region) -> Array:
+    """Return which pixels of a region have their centres in or on an outline, (H, W) bool."""
+    left, top, right, bottom = region
+    mask_HW = np.zeros((bottom - top, right - left), np.uint8)
+    for ring_P2 in rings:
+        x_P, y_P, w_P = matrix_33 @ np.column_stack((ring_P2, np.ones(len(ring_P2)))).T
+        points_P2 = np.stack((x_P / w_P - left - 0.5, y_P / w_P - top - 0.5), axis=1)  # from the first pixel's centre
+        cv2.fillPoly(mask_HW, [np.rint(points_P2 * 2**_FINE_BITS).astype(np.int32)], 1, shift=_FINE_BITS)
+    return mask_HW.view(bool)
 
 
 def _region(bounds_4: Sequence[float] | Array, canvas_HW3: Array) -> Region | None:
@@ -215,8 +230,9 @@ def _change(image_HW3: Array, flip: int | None, hsv: Hsv | None) -> Array:
 
 
 def _draw_turned(
-    canvas_HW3: Array, image_HW3: Array, matrix_33: Array, window_4: Array, region: Region, hsv: Hsv | None
-) -> None:
+    canvas_HW3: Array, image_HW3: Array, matrix_33: Array, window_4: Array, region: Region, hsv: Hsv | None,
+    mask_HW: Array | None = None,
+) -> None:  # fmt: skip
     image_HW3, matrix_33, window_4 = _halve(image_HW3, matrix_33, window_4)
     left, top, right, bottom = region
     view_HW3 = canvas_HW3[top:bottom, left:right]
@@ -231,6 +247,8 @@ def _draw_turned(
     if hsv is not None:
         drawn_HW3 = shift_colours(drawn_HW3, hsv)
     inside_HW = _inside(to_view_33, window_4, size_wh)
+    if mask_HW is not None:
+        inside_HW &= mask_HW
     cv2.copyTo(drawn_HW3, inside_HW.view(np.uint8), view_HW3)
 
 

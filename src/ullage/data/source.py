@@ -123,6 +123,7 @@ def take_images(data: DetectionSet, chosen: np.ndarray) -> DetectionSet:
         crowd_N=data.crowd_N[rows_N],
         image_ids=pack_ids([data.image_ids[index] for index in chosen]),
         areas_px2_N=None if data.areas_px2_N is None else data.areas_px2_N[rows_N],
+        outlines=None if data.outlines is None else data.outlines.select(rows_N),
     )
 
 
@@ -136,6 +137,7 @@ def take_boxes(data: DetectionSet, keep_N: np.ndarray) -> DetectionSet:
         class_ids_N=data.class_ids_N[keep_N],
         crowd_N=data.crowd_N[keep_N],
         areas_px2_N=None if data.areas_px2_N is None else data.areas_px2_N[keep_N],
+        outlines=None if data.outlines is None else data.outlines.select(keep_N),
     )
 
 

@@ -1,17 +1,19 @@
 """YOLO labels: one text file an image, one line a box: ``class x_centre y_centre width height`` in fractions.
 
-A polygon (``class x1 y1 x2 y2 x3 y3 ...``) counts as the box around it. The label of ``.../images/a.jpg`` is
-``.../labels/a.txt``; without a folder named ``images`` it lies beside the image. No label file means that the image
-shows nothing.
+A polygon (``class x1 y1 x2 y2 x3 y3 ...``) gives the box around it, and is kept as the object's outline. The label of
+``.../images/a.jpg`` is ``.../labels/a.txt``; without a folder named ``images`` it lies beside the image. No label file
+means that the image shows nothing.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from array import array
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from ullage.data.index import DetectionSet, Problem, Split
@@ -76,7 +78,7 @@ def read(spec: SourceSpec, split: Split, *, watch: Watch | None = None) -> RawSp
             missing.append((item.path, label))
         elif file.state == "unreadable":
             continue
-        raw.boxes.extend(len(raw.images), file.class_ids, file.corners, file.lines)
+        raw.boxes.extend(len(raw.images), file.class_ids, file.corners, file.lines, file.rings)
         stem = label[label.rfind(os.sep) + 1 : -len(".txt")]
         raw.images.append(RawImage(item.path, stem, label, (item.file, item.line), None))
     if missing and len(missing) == len(listed):
@@ -100,6 +102,7 @@ class LabelFile(NamedTuple):
         state: Whether there is such a file, and whether it is text.
         class_ids: Of each box.
         corners: Of all boxes, four each, as fractions of the image.
+        rings: The polygon of each box that has one, by its place.
         lines: Of each box, 1-based.
         problems: Lines that cannot be read; they are left out.
     """
@@ -108,6 +111,7 @@ class LabelFile(NamedTuple):
     class_ids: Sequence[int] = ()
     corners: Sequence[float] = ()
     lines: Sequence[int] = ()
+    rings: Mapping[int, tuple[Sequence[float], ...]] = MappingProxyType({})
     problems: tuple[Problem, ...] = ()
 
 
@@ -164,6 +168,7 @@ def _parse_lines(lines: Sequence[str], path: str) -> LabelFile:
         [row.class_id for row in found],
         [side for row in found for side in row[2:6]],
         [row.line for row in found],
+        {place: tuple(array("f", ring) for ring in row.rings) for place, row in enumerate(found) if row.rings},
         tuple(problems),
     )
 
@@ -218,7 +223,8 @@ def _parse_line(line: str, image: int, number: int) -> RawBox | str:
     else:
         xs, ys = values[1::2], values[2::2]
         corners = (min(xs), min(ys), max(xs), max(ys))
-    return RawBox(image, int(values[0]), *corners, False, number)
+    rings = (values[1:],) if len(values) > 5 else ()
+    return RawBox(image, int(values[0]), *corners, False, number, None, rings)
 
 
 def _orphans(folders: Mapping[str, str]) -> list[Problem]:
