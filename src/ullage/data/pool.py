@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -197,10 +199,14 @@ class BatchPool:
         """Go on with what the processes make already, or start anew."""
         if skip == 0 and self._batches is not None and self._plan.goes_on_with(wanted):
             return
+        new = self._loader is None
         if self._loader is None:
             self._loader = self._started()
         self._plan.begin(wanted, skip)
         self._batches = iter(self._loader)
+        if new:
+            # At exit Python waits for these processes after asking them to end by a signal, which they do not hear.
+            atexit.register(_close_at_exit, weakref.ref(self))
 
     def _next(self, turn: int) -> Parts | _Sent | _Failure:
         if self._batches is None or turn != self._turn:
@@ -237,6 +243,12 @@ class BatchPool:
             prefetch_factor=PREFETCH,
             persistent_workers=True,
         )
+
+
+def _close_at_exit(pool: weakref.ref[BatchPool]) -> None:
+    left = pool()
+    if left is not None:
+        left.close()
 
 
 def empty_images(key: BatchKey) -> torch.Tensor:
