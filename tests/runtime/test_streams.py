@@ -137,7 +137,7 @@ def test_late_frames_are_dropped_and_the_bound_holds() -> None:
     results.close()
     assert all(one.dropped > 0 for one in stats), "100 frames a second each do not fit 20 passes"
     late = [one.latency_ms for one in found[6:] if one.latency_ms is not None and one.latency_ms > 150]
-    assert len(late) <= 0.05 * len(found)
+    assert len(late) <= 0.15 * len(found), "more than a few mean that nothing is planned"
     assert {one.stream for one in found} == {0, 1, 2}
 
 

@@ -6,6 +6,7 @@ Shape letters: B batch, H, W the network's input.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from ullage.errors import BackendUnavailable, ConfigError
 from ullage.geometry.detections import Detections
 from ullage.nn.fold import fold_batchnorm
 from ullage.nn.outputs import RawDetections
+from ullage.runtime.cpu_units import fuse_units
+from ullage.runtime.host_allocator import keep_host_memory, release_host_memory
 from ullage.runtime.live import LiveResults
 from ullage.runtime.outputs import Suppression
 from ullage.runtime.passes import Pass, SourceFeed, run_passes
@@ -66,6 +69,11 @@ class TorchPredictor:
         self._stride = stride
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         ready = fold_batchnorm(network) if fold else copy.deepcopy(network).eval()
+        if self._device.type == "cpu":
+            if precision == "fp32":  # in bf16 the operator needs processors that the others do not
+                fuse_units(ready)
+            keep_host_memory()
+            weakref.finalize(self, release_host_memory)
         self._network = ready.to(self._device, self._dtype, memory_format=self._layout)  # pyright: ignore[reportCallIssue]
 
     @property
