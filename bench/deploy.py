@@ -8,12 +8,17 @@ spread out, so that every layer sees numbers of a trained one's size. The images
 blank ground some lie so far from the statistics that PyTorch's own rounding shows (4e-3 of a probability against
 float64, as much as the file's). Differences are over all anchors: of class probabilities,
 and of boxes in pixels and as a part of the longer side.
+
+A file is held to .001, or where the network itself is rougher, to twice its own rounding: how far PyTorch in float32 is
+from float64 on the same images. Two computations that are each so far from the truth differ by no more. Both figures
+are recorded.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +33,7 @@ from ullage.data.source import open_dataset
 from ullage.export.proof import letterboxed
 from ullage.export.writers import FORMATS, Order
 from ullage.nn.detector import Detector
-from ullage.nn.outputs import decode_boxes, decode_scores
+from ullage.nn.outputs import RawDetections, decode_boxes, decode_scores
 from ullage.runtime.file_info import FileInfo
 from ullage.runtime.file_predictor import FilePredictor
 from ullage.runtime.open_file import open_exported
@@ -81,6 +86,26 @@ def expected(name: str, size_hw: tuple[int, int], batch: int) -> tuple[torch.Ten
     return decode_boxes(raw), decode_scores(raw)
 
 
+@lru_cache(maxsize=8)
+def rounding(name: str, size_hw: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return, for each image, how far PyTorch's float32 is from float64: of probabilities, and of boxes in pixels."""
+    exact = deepcopy(lively(name)).double()
+    score_diffs, box_diffs = [], []
+    for image_3HW in images(size_hw, max(BATCHES)):
+        raw = TorchPredictor(lively(name), names=NAMES)(image_3HW[None])
+        with torch.inference_mode():
+            truth = exact(image_3HW[None].double() / 255)
+        score_diffs.append((decode_scores(raw) - truth.logits_BAK.sigmoid()).abs().max())
+        box_diffs.append((decode_boxes(raw) - _boxes_in_float64(truth)).abs().max())
+    return torch.stack(score_diffs), torch.stack(box_diffs)
+
+
+def _boxes_in_float64(raw: RawDetections) -> torch.Tensor:
+    sides = raw.bins_BAR.unflatten(-1, (4, -1)).softmax(-1)
+    left_top, right_bottom = (sides * torch.arange(sides.shape[-1])).sum(-1).split(2, -1)
+    return torch.cat((raw.centres_A2 - left_top, raw.centres_A2 + right_bottom), -1) * raw.strides_A[:, None]
+
+
 _written: dict[tuple[object, ...], tuple[TemporaryDirectory[str], FilePredictor]] = {}
 
 
@@ -107,7 +132,10 @@ def measure(record: Record) -> Record:
     assert isinstance(outputs, DecodedDetections)
     boxes, scores = expected(record["network"], size_hw, record["batch"])
     box_px = float((outputs.boxes_xyxy_px_BA4 - boxes).abs().max())
+    own_scores, own_boxes = (part[: record["batch"]].max() for part in rounding(record["network"], size_hw))
     return {
+        "own_score_diff": float(own_scores),
+        "own_box_diff_unit": float(own_boxes) / max(size_hw),
         "score_diff": float((outputs.scores_BAK - scores).abs().max()),
         "box_diff_px": box_px,
         "box_diff_unit": box_px / max(size_hw),
@@ -122,11 +150,16 @@ def line(record: Record) -> str:
     height, width = record["size_hw"]
     where = f"{record['network']:<9} {record['format']:<9} {kind:<8} {height}x{width} batch {record['batch']}"
     boxes = f"{record['box_diff_px']:.1e} px ({record['box_diff_unit']:.1e} of a side)"
-    return f"{where}: scores differ by {record['score_diff']:.1e}, boxes by {boxes}"
+    own = ""
+    if "own_score_diff" in record:
+        own = f"; PyTorch from float64: {record['own_score_diff']:.1e}, {record['own_box_diff_unit']:.1e} of a side"
+    return f"{where}: scores differ by {record['score_diff']:.1e}, boxes by {boxes}{own}"
 
 
 def within(record: Record) -> bool:
-    return record["score_diff"] <= LIMIT and record["box_diff_unit"] <= LIMIT
+    own = [2 * record.get(name, 0.0) for name in ("own_score_diff", "own_box_diff_unit")]
+    found = (record["score_diff"], record["box_diff_unit"])
+    return all(value <= max(LIMIT, limit) for value, limit in zip(found, own, strict=True))
 
 
 def summary(records: Sequence[Record], asked: int) -> str:
@@ -134,9 +167,11 @@ def summary(records: Sequence[Record], asked: int) -> str:
     worst = {
         name: max((r[name] for r in records), default=0.0) for name in ("score_diff", "box_diff_px", "box_diff_unit")
     }
+    plain = sum(record["score_diff"] <= LIMIT and record["box_diff_unit"] <= LIMIT for record in records)
     networks = len({record["network"] for record in records})
     return (
-        f"{good} of {len(records)} combinations of {networks} networks within {LIMIT:g} (asked: {asked}); worst: "
+        f"{good} of {len(records)} combinations of {networks} networks within {LIMIT:g} or twice the network's own "
+        f"rounding (asked: {asked}; within {LIMIT:g} alone: {plain}); worst: "
         f"scores {worst['score_diff']:.1e}, boxes {worst['box_diff_px']:.1e} px, {worst['box_diff_unit']:.1e} of a side"
     )
 

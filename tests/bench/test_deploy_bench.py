@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -36,9 +37,14 @@ def test_a_network_in_every_form(
     run(bench, monkeypatch, results)
     *lines, summary = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert summary.startswith("4 of 4 combinations of 1 networks within 0.001 (asked: 4); worst: scores ")
+    assert summary.startswith("4 of 4 combinations of 1 networks within 0.001 or twice the network's own rounding (")
+    assert "(asked: 4; within 0.001 alone: 4); worst: scores " in summary
     kept = results.read_text()
     assert kept.count("\n") == 4
+    for record in map(json.loads, kept.splitlines()):
+        assert 0 < record["own_score_diff"] < 0.01
+        assert 0 < record["own_box_diff_unit"] < 0.01
+    assert all("; PyTorch from float64: " in line for line in lines)
 
     def again(record: object) -> None:
         raise AssertionError("what is in the results is not measured again")
@@ -55,4 +61,8 @@ def test_a_wrong_file_is_not_within(bench: dict[str, Any]) -> None:
     assert not bench["within"]({**record, "score_diff": 2e-3})
     assert not bench["within"]({**record, "box_diff_unit": 2e-3})
     assert not bench["within"]({**record, "score_diff": float("nan")})
+    rough = {**record, "own_score_diff": 3e-3, "own_box_diff_unit": 1e-6}
+    assert bench["within"]({**rough, "score_diff": 5e-3})
+    assert not bench["within"]({**rough, "score_diff": 7e-3})
+    assert not bench["within"]({**rough, "box_diff_unit": 2e-3})
     assert torch.is_tensor(bench["images"]((64, 96), 2))

@@ -10,7 +10,7 @@ from torch import nn
 
 from ullage.nn.attention import ExplicitAttention, set_attention
 from ullage.nn.fold import fold_batchnorm
-from ullage.nn.outputs import decode_boxes, decode_scores
+from ullage.nn.outputs import RawDetections, decode_scores
 
 
 class ExportGraph(nn.Module):
@@ -34,4 +34,16 @@ class ExportGraph(nn.Module):
     def forward(self, images_B3HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (boxes_xyxy_px_BA4, scores_BAK)."""
         raw = self.network(images_B3HW.to(self.dtype))
-        return decode_boxes(raw), decode_scores(raw)
+        return _boxes(raw), decode_scores(raw)
+
+
+def _boxes(raw: RawDetections) -> torch.Tensor:
+    """Decode as ``decode_boxes`` does, the expectation as a sum: runtimes are slow at products with a vector.
+
+    Measured in onnxruntime on a yolo11n of 640x640: 5.8 ms of 86 ms as a product.
+    """
+    sides = raw.bins_BAR.float().unflatten(-1, (4, -1))
+    bins = torch.arange(sides.shape[-1], dtype=torch.float32, device=sides.device)
+    left_top, right_bottom = (sides.softmax(-1) * bins).sum(-1).split(2, -1)
+    cells = torch.cat((raw.centres_A2 - left_top, raw.centres_A2 + right_bottom), -1)
+    return cells * raw.strides_A[:, None]
