@@ -33,7 +33,8 @@ from ullage.losses.detection import DetectionLoss
 from ullage.memory import Plan
 from ullage.train.frugal import PlannedMemory
 from ullage.train.host_allocator import reusing_host_memory
-from ullage.train.loop import Keeping, Limits, Trainer
+from ullage.train.keeping import Keeping
+from ullage.train.loop import Limits, Trainer
 from ullage.train.optim import MovingAverage, make_optimiser, set_training_mode
 from ullage.train.precision import Precision, choose_precision
 from ullage.train.protocols import TrainBatch

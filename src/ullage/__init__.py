@@ -14,13 +14,11 @@ if TYPE_CHECKING:
     from ullage import memory as memory
     from ullage.api.plan import estimate, plan
     from ullage.api.predict import predict
-    from ullage.api.train import train
     from ullage.api.val import val
     from ullage.yolo import YOLO
 
 _WHERE = {
     "YOLO": "ullage.yolo",
-    "train": "ullage.api.train",
     "val": "ullage.api.val",
     "predict": "ullage.api.predict",
     "plan": "ullage.api.plan",
@@ -28,7 +26,7 @@ _WHERE = {
     "memory": "ullage.memory",
 }
 
-__all__ = ["YOLO", "__version__", "estimate", "memory", "plan", "predict", "train", "val"]
+__all__ = ["YOLO", "__version__", "estimate", "memory", "plan", "predict", "val"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ from ullage.train.loop import Trainer
 from ullage.train.state import random_state
 from ullage.zoo.checkpoint_file import read_checkpoint
 
-training = importlib.import_module("ullage.api.train")  # the module; `api.train` is the function in it
+training = importlib.import_module("ullage.api.run")
 SMALL = {
     "model": "yolo11n", "data": "demo", "fraction": 0.05, "batch": 4, "nbs": 4, "imgsz": 64, "epochs": 1, "workers": 0,
     "device": "cpu", "plots": False, "verbose": False, "val": False,

@@ -77,7 +77,7 @@ def test_multi_scale_is_judged_at_the_size_that_was_asked_for(here: Path, monkey
             judged_at.append(imgsz)
             super().__init__(dataset, imgsz=imgsz, **options)
 
-    monkeypatch.setattr(import_module("ullage.api.train"), "EvalLoader", Recorder)  # the name is also a function
+    monkeypatch.setattr(import_module("ullage.api.run"), "EvalLoader", Recorder)
     few = {"data": "demo", "epochs": 1, "fraction": 0.02}
     YOLO("yolo11n").train(multi_scale=True, **few, **SMALL)
     YOLO("yolo11n").train(**few, **{**SMALL, "imgsz": (64, 96)})

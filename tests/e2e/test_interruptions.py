@@ -41,7 +41,7 @@ def kill_before_write(file: str, number: int) -> None:
     """In the child: die without warning just before a checkpoint is written for the n-th time."""
     from importlib import import_module
 
-    module = import_module("ullage.api.train")
+    module = import_module("ullage.api.run")
     write, written = module.write_checkpoint, [0]
 
     def deadly(path: Path, payload: dict) -> None:
@@ -229,7 +229,7 @@ def _interrupt_while_reading_data() -> None:
     def interrupted(*_: object, **__: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    import_module("ullage.api.train").open_dataset = interrupted
+    import_module("ullage.api.train_checks").open_dataset = interrupted
 
 
 def test_ctrl_c_while_predicting_is_quiet(whole_run: Path, data: Path, here: Path) -> None:

@@ -8,6 +8,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ullage.geometry import nms
 from ullage.geometry.iou import iou_matrix
 from ullage.geometry.nms import select_detections
 

@@ -19,7 +19,8 @@ from ullage.nn.head import DetectHead
 from ullage.nn.layers import ConvUnit, unit_range
 from ullage.nn.outputs import RawDetections
 from ullage.train.frugal import PlannedMemory
-from ullage.train.loop import Keeping, Limits, Trainer
+from ullage.train.keeping import Keeping
+from ullage.train.loop import Limits, Trainer
 from ullage.train.optim import MovingAverage, make_optimiser
 from ullage.train.precision import Precision
 from ullage.train.schedule import OptimChoice, Schedule
@@ -123,7 +124,7 @@ class MemoryBatches:
 
 def make_trainer(folder: Path, batches: list[MemoryBatch], **changes: Any) -> Trainer:
     """Put a run together; ``changes`` are settings of ``OptimSettings``, arguments of ``Trainer``, or a memory plan."""
-    names = ("evaluate", "listeners", "frozen", "limits", "on_oom")
+    names = ("evaluate", "listeners", "frozen", "limits", "on_oom", "on_nan", "ranks", "name_image")
     arguments = {key: changes.pop(key) for key in names if key in changes}
     plan, kind = changes.pop("plan", None), changes.pop("kind", "SGD")
     network, precision = changes.pop("network", None), changes.pop("precision", Precision("cpu", None))

@@ -25,6 +25,7 @@ from ullage.metrics.result import Metrics
 from ullage.nn.outputs import RawDetections
 from ullage.runtime.postprocess import detections_from_outputs
 from ullage.runtime.predictor import Predictor
+from ullage.train.ranks import Ranks
 
 OnBatch = Callable[[int, Batch, list[Detections]], None]
 
@@ -50,6 +51,41 @@ class Evaluation:
     losses: dict[str, float]
 
 
+@dataclass
+class Judgement:
+    """Images that were judged, perhaps a process's share of them.
+
+    Attributes:
+        evaluator: What was found in them.
+        part_names: Of the loss that was summed up; empty without one.
+        sums: The loss.
+        speed: Milliseconds an image by stage.
+    """
+
+    evaluator: DetectionEvaluator
+    part_names: tuple[str, ...]
+    sums: LossSum | None
+    speed: dict[str, float]
+
+    def gathered(self, ranks: Ranks) -> Judgement | None:
+        """Return the judgement of all processes' images in the main process, None in the others."""
+        if ranks.size == 1:
+            return self
+        self.sums = self.sums.to("cpu") if self.sums is not None else None
+        parts = ranks.gather((self.evaluator.images(), self.sums))
+        if parts is None:
+            return None
+        for images, sums in parts[1:]:
+            self.evaluator.take(images)
+            self.sums = sums if self.sums is None else self.sums if sums is None else self.sums + sums
+        return self
+
+    def evaluation(self) -> Evaluation:
+        """Compute the metrics and the mean losses."""
+        means = self.sums.mean_parts().tolist() if self.sums is not None else ()
+        return Evaluation(self.evaluator.compute(speed=self.speed), dict(zip(self.part_names, means, strict=False)))
+
+
 def evaluate(
     predictor: Predictor,
     *,
@@ -61,7 +97,25 @@ def evaluate(
     on_batch: OnBatch | None = None,
     patience: Patience | None = None,
 ) -> Evaluation:
-    """Run every image, judge what was found.
+    """Run every image, judge what was found. Arguments and errors are those of ``judge_all``."""
+    return judge_all(
+        predictor, batches=batches, dataset=dataset, settings=settings, loss=loss, predictions_file=predictions_file,
+        on_batch=on_batch, patience=patience,
+    ).evaluation()  # fmt: skip
+
+
+def judge_all(
+    predictor: Predictor,
+    *,
+    batches: Iterable[Batch],
+    dataset: DetectionSet,
+    settings: EvalSettings,
+    loss: DetectionLoss | None = None,
+    predictions_file: Path | None = None,
+    on_batch: OnBatch | None = None,
+    patience: Patience | None = None,
+) -> Judgement:
+    """Run every image, and gather what metrics and losses are made of.
 
     Args:
         predictor: A network or an exported file.
@@ -105,7 +159,7 @@ def evaluate(
     speed = {
         stage: clock.seconds.get(stage, 0.0) * 1000 / images for stage in ("preprocess", "inference", "postprocess")
     }
-    return Evaluation(evaluator.compute(speed=speed), _means(loss, sums))
+    return Judgement(evaluator, loss.part_names if loss is not None else (), sums, speed)
 
 
 @dataclass(frozen=True)
@@ -161,9 +215,3 @@ def check_classes(count: int, dataset: DetectionSet) -> None:
             f"the model tells {count} classes apart, the data set has {len(dataset.names)} "
             f"({', '.join(dataset.names[:5])}{' ...' if len(dataset.names) > 5 else ''}); train on it first"
         )
-
-
-def _means(loss: DetectionLoss | None, sums: LossSum | None) -> dict[str, float]:
-    if loss is None or sums is None:
-        return {}
-    return dict(zip(loss.part_names, sums.mean_parts().tolist(), strict=True))

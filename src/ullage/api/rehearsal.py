@@ -92,6 +92,7 @@ def rehearse(
 
 def _rehearse_step(trainer: Trainer, memory: PlannedMemory, worst: Worst, granted: int | None) -> int:
     while True:
+        needed, reason = 0, ""
         try:
             needed = _measure(trainer, memory, worst)
         except (RuntimeError, MemoryError) as error:
@@ -99,10 +100,13 @@ def _rehearse_step(trainer: Trainer, memory: PlannedMemory, worst: Worst, grante
                 raise
             reason = reason_of(error)
         else:
-            if granted is None or needed <= granted * SLACK:
-                return needed
-            reason = f"it needed {format_bytes(needed)} of {format_bytes(granted)}"
-        trainer.accumulate.relief.retreat("the rehearsal", reason)
+            if granted is not None and needed > granted * SLACK:
+                reason = f"it needed {format_bytes(needed)} of {format_bytes(granted)}"
+        answers = trainer.ranks.collect((needed, reason))  # all processes keep to one plan
+        reasons = [why for _, why in answers if why]
+        if not reasons:
+            return max(peak for peak, _ in answers)
+        trainer.accumulate.relief.retreat("the rehearsal", reasons[0])
 
 
 def _measure(trainer: Trainer, memory: PlannedMemory, worst: Worst) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ullage.api.folders import DEFAULT_PROJECT, make_run_folder
+from ullage.api.folders import DEFAULT_PROJECT, make_run_folder, write_text
 from ullage.api.models import WEIGHT_SUFFIXES, LoadedModel, from_weights, load_model
 from ullage.config import TrainConfig
 from ullage.errors import ConfigError, StorageError, TrainingError, WeightsError
@@ -17,9 +19,12 @@ from ullage.zoo.checkpoint_file import read_checkpoint
 RESUMABLE_WITH = frozenset(
     (
         "model", "resume", "device", "workers", "cache", "plots", "verbose", "save_period", "patience", "time",
-        "memory", "host_memory", "technique", "gradient_checkpointing", "micro_batch", "on_oom",
+        "memory", "host_memory", "technique", "gradient_checkpointing", "micro_batch", "on_oom", "on_nan",
+        "save_minutes",
     )
 )  # fmt: skip
+LAUNCH_FILE = "launch.json"
+RESTARTED = "ULLAGE_RESTARTED"  # environment: why a launcher starts the processes of a run again
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,8 @@ class Start:
     payload: Mapping[str, Any] | None
 
 
-def begin(config: TrainConfig, model: LoadedModel | None) -> Start:
-    """Begin a new run in a new folder, from a model in hand or from what the configuration names."""
+def begin(config: TrainConfig, model: LoadedModel | None, *, folder: Path | None = None) -> Start:
+    """Begin a new run in a new folder, or in a given one, from a model in hand or from what the configuration names."""
     if model is None:
         pretrained = config.model.pretrained
         model = load_model(config.model.model, seed=config.run.seed)
@@ -41,7 +46,7 @@ def begin(config: TrainConfig, model: LoadedModel | None) -> Start:
             model = _with_weights_of(model, load_model(pretrained))
         elif pretrained is False and model.source is not None:
             model = load_model(model.model_name, seed=config.run.seed)
-    folder = make_run_folder(config.folder, verb="train")
+    folder = make_run_folder(config.folder, verb="train") if folder is None else folder
     make_weights_folder(folder)
     return Start(_anchored(config), model, folder, None)
 
@@ -88,8 +93,13 @@ def checkpoint_to_resume(config: TrainConfig) -> Path | None:
     return found[-1]
 
 
-def go_on(config: TrainConfig, file: Path) -> Start:
+def go_on(config: TrainConfig, file: Path, *, is_restart: bool = False) -> Start:
     """Go on with an interrupted run, in its folder and with its settings.
+
+    Args:
+        config: Settings that a run in progress may change.
+        file: Its ``last.pt``.
+        is_restart: A launcher starts the run's processes again: it may have been in its very last moments.
 
     Raises:
         WeightsError: The file is damaged, or holds weights only.
@@ -110,12 +120,56 @@ def go_on(config: TrainConfig, file: Path) -> Start:
         )
     merged = kept.override(**{key: given[key] for key in given if key in RESUMABLE_WITH - {"model", "resume"}})
     done, epochs = payload["train"]["position"]["epoch"], merged.optim.epochs
-    if merged.optim.time is None and done >= epochs:
+    if merged.optim.time is None and done >= epochs and not is_restart:
         raise TrainingError(f"'{file}' has finished all {epochs} epochs; there is nothing to resume")
     folder = file.absolute().parent.parent
     make_weights_folder(folder)
     model = LoadedModel(from_weights(file).network, payload["model"]["name"], tuple(payload["names"]))
     return Start(merged, model, folder, payload)
+
+
+def note_launch(folder: Path) -> None:
+    """Note in a run's folder which launch it belongs to, for the processes that the launcher may start again."""
+    if launch_id():
+        write_text(folder / LAUNCH_FILE, json.dumps({"launch": launch_id()}) + "\n")
+
+
+def launched_folder(config: TrainConfig, resuming: Path | None = None, *, launch: str | None = None) -> Path | None:
+    """Return the folder of the run that a launch has begun already; None when it has not, or without a launcher.
+
+    Args:
+        config: Says in which project it would be.
+        resuming: The checkpoint that the user wants the run to go on from.
+        launch: Which one; None means the one that started this process.
+    """
+    launch = launch_id() if launch is None else launch
+    if not launch:
+        return None
+    project = Path(config.folder.project).expanduser() if config.folder.project else DEFAULT_PROJECT
+    found = (
+        [resuming.parent.parent / LAUNCH_FILE]
+        if resuming is not None
+        else [*project.glob(f"*/{LAUNCH_FILE}"), *project.glob(f"*/*/{LAUNCH_FILE}")]
+    )
+    return next((file.parent for file in found if _launch_in(file) == launch), None)
+
+
+def launch_id() -> str:
+    """Return the name of the launch that started this process; empty without an elastic launcher."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return "" if name == "none" else name  # torchrun without --rdzv-id says "none" for every launch
+
+
+def _launch_in(file: Path) -> str | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("launch")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def given_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return what the user said, without defaults."""
+    return {key: value for key, value in config.flat().items() if key in _explicit(config)}
 
 
 def _explicit(config: TrainConfig) -> set[str]:

@@ -18,7 +18,6 @@ from ullage.data.index import DetectionSet
 from ullage.data.loader import EvalLoader
 from ullage.data.source import open_dataset
 from ullage.errors import ConfigError
-from ullage.metrics.plots import plot_all
 from ullage.metrics.result import Metrics
 from ullage.nn.detector import Detector
 from ullage.runtime.predictor import Precision, Predictor, TorchPredictor, check_suppression, input_size
@@ -126,5 +125,7 @@ def eval_predictor(network: Detector, dataset: DetectionSet, device: torch.devic
 
 def save_figures(metrics: Metrics, folder: Path) -> None:
     """Draw curves and confusion matrices, and write the figures as JSON."""
+    from ullage.metrics.plots import plot_all  # brings in matplotlib, which takes a second
+
     plot_all(metrics, folder)
     write_text(folder / "metrics.json", metrics.to_json())

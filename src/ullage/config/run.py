@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -29,7 +29,14 @@ class TrainRunSettings(Section):
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="seed of weights, order and augmentation")
     deterministic: bool = Field(default=True, description="refuse operations that vary from run to run")
     resume: bool | str = Field(default=False, description="go on with an interrupted run: True, or its last.pt")
+    detach: bool = Field(default=False, description="train in the background; the terminal may be closed")
     save_period: int = Field(default=-1, ge=-1, description="keep a checkpoint every n epochs; -1 keeps best and last")
+    save_minutes: float = Field(
+        default=5.0, ge=0, description="write last.pt within an epoch when it is this old; 0 only at its end"
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop", description="a gradient that is not finite: end the run, or leave the step out"
+    )
     val: bool = Field(default=True, description="evaluate after every epoch")
     plots: bool = Field(default=True, description="draw curves and sample pictures")
     verbose: bool = Field(default=True, description="show progress")

@@ -5,12 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ullage.data.batch import Batch
@@ -18,6 +15,9 @@ from ullage.data.index import DetectionSet
 from ullage.errors import StorageError
 from ullage.geometry.boxes import xyxy_to_cxcywh
 from ullage.geometry.drawing import class_colour, draw_boxes, drawable_name, tile_images
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = np.ndarray[Any, Any]
 
@@ -69,6 +69,9 @@ def save_labels_picture(dataset: DetectionSet, *, path: str | Path) -> None:
     Raises:
         StorageError: The file cannot be written.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import, and rarely needed
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 8.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2)

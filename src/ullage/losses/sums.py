@@ -35,6 +35,11 @@ class LossSum:
             self.positives + other.positives,
         )
 
+    def to(self, device: torch.device | str) -> LossSum:
+        """Return the same sums on a device, without gradient."""
+        total, normaliser, parts = (t.detach().to(device) for t in (self.total, self.normaliser, self.parts))
+        return LossSum(total, normaliser, parts, self.positives)
+
     def mean(self) -> torch.Tensor:
         """Return ``total / max(normaliser, 1)``, with gradient: the loss of these images taken as a whole batch."""
         return self.total / self.normaliser.clamp(min=1)

@@ -12,9 +12,10 @@ from ullage.memory.estimate import estimate
 from ullage.memory.measure import Measured, measure
 from ullage.memory.plan import Considered, Estimate, Plan, need
 from ullage.memory.planner import plan
+from ullage.memory.rules import register_norm
 from ullage.memory.technique import Technique
 
 __all__ = [
     "Applied", "Considered", "Estimate", "Measured", "Plan", "Technique", "apply", "apply_techniques", "block_names",
-    "estimate", "measure", "need", "plan",
+    "estimate", "measure", "need", "plan", "register_norm",
 ]  # fmt: skip

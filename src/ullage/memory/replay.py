@@ -27,7 +27,7 @@ from ullage.memory.activations import call
 from ullage.memory.keeping import Exact, Held, exactly, version_of, without_graph
 from ullage.memory.lowering import autocast_now, lowered_dtype
 from ullage.memory.recipes import Function, Recipe
-from ullage.memory.rules import batch_norm
+from ullage.memory.rules import NORMS
 from ullage.memory.session import autocast_of, has_plain_memory, is_tiny, key_of
 
 Collect = Callable[[Any], None]
@@ -114,10 +114,10 @@ class Replay:
             self._norm.number = number
         return Ticket(self, number)
 
-    def batch_norm(self, x: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        """Run BatchNorm the first time, and note how its result can be made from ``x`` alone."""
+    def norm(self, func: Any, x: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        """Run a BatchNorm the first time, and note how its result can be made from ``x`` alone."""
         issued, key = len(self._wanted), key_of(x) if has_plain_memory(x) else None
-        out, again, others = batch_norm(x, *arguments, **keywords)
+        out, again, others = NORMS[func](x, *arguments, **keywords)
         self._norm = None
         if key is not None and len(self._wanted) > issued and self._wanted[issued] is not None:
             self._norm = _Normalised(out, issued, again, exactly(others))
@@ -222,8 +222,8 @@ class _FirstRun(TorchFunctionMode):
         keywords: dict[str, Any] = kwargs or {}
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _functorch_is_active():
             return func(*args, **keywords)
-        if func is torch.nn.functional.batch_norm:
-            return self._replay.batch_norm(*args, **keywords)
+        if func in NORMS:
+            return self._replay.norm(func, *args, **keywords)
         return call(func, args, keywords)
 
 

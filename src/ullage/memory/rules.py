@@ -121,6 +121,21 @@ def batch_norm(
     return out, F.batch_norm, (*recorded, weight, bias, False, momentum, eps)
 
 
+NormRun = Callable[..., tuple[torch.Tensor, Function, tuple[Any, ...]]]
+NORMS: dict[Function, NormRun] = {F.batch_norm: batch_norm}
+
+
+def register_norm(function: Function, run: NormRun) -> None:
+    """Make a BatchNorm of one's own known to the engine.
+
+    Args:
+        function: ``function(x, ...)``, which looks for function modes (``torch.overrides.handle_torch_function``).
+        run: Takes the same arguments. Returns its result, and what makes it again bit for bit from ``x``, changing
+            nothing: a function, and its arguments after ``x``.
+    """
+    NORMS[function], ROLES[function] = run, "norm"
+
+
 def normalise(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, mean_C: torch.Tensor, scale_C: torch.Tensor
 ) -> torch.Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch.overrides import (
     TorchFunctionMode,
     _get_current_function_mode,  # pyright: ignore[reportPrivateUsage]
@@ -24,7 +23,7 @@ from ullage.memory.activations import call
 from ullage.memory.keeping import TINY_BYTES, Exact, Held, Noise, Storage, exactly, storage_bytes, without_graph
 from ullage.memory.lowering import autocast_now, lowered_dtype
 from ullage.memory.recipes import Context, Leaf, Origin, Recipe
-from ullage.memory.rules import ROLES, batch_norm, out_of_place, weight_shape, works_in_place
+from ullage.memory.rules import NORMS, ROLES, out_of_place, weight_shape, works_in_place
 
 # Bytes that a recipe may write for each byte of its result. It bounds the time where residual sums form long chains.
 MAX_EFFORT = 16
@@ -227,7 +226,7 @@ class Recording(TorchFunctionMode):
         if not self.notes:
             return func(*args, **keywords)
         if role == "norm":
-            return self._batch_norm(*args, **keywords)
+            return self._norm(func, *args, **keywords)
         return self._cheap(func, args, keywords)
 
     def _product(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
@@ -322,12 +321,12 @@ class Recording(TorchFunctionMode):
                 session.let_go(leaf, recipe)
         session.note(key, out, recipe)
 
-    def _batch_norm(self, x: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+    def _norm(self, func: Any, x: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
         try:
             origin = self._origin(x)
         except _NotKnowable:
-            return F.batch_norm(x, *arguments, **keywords)
-        out, again, others = batch_norm(x, *arguments, **keywords)
+            return func(x, *arguments, **keywords)
+        out, again, others = NORMS[func](x, *arguments, **keywords)
         self._note(again, [origin, *exactly(others)], {}, out)
         return out
 

@@ -92,7 +92,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     targets = _targets(func)
     if targets is None:
         return func(*args, **kwargs)
-    results = [args[t] if isinstance(t, int) and t < len(args) else kwargs.get(t) for t in targets]
+    results = [kwargs.get(t) if isinstance(t, str) else args[t] for t in targets]
     try:
         key = (func, _signature(args), _signature(tuple(kwargs.items())) if kwargs else ())
         known = key in _memory

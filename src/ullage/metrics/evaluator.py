@@ -71,6 +71,22 @@ class DetectionEvaluator:
     def __len__(self) -> int:
         return len(self._images)
 
+    def images(self) -> dict[int | str, object]:
+        """Return what was added so far, to be taken over by another evaluator, perhaps in another process."""
+        return dict(self._images)
+
+    def take(self, images: Mapping[int | str, object]) -> None:
+        """Add the images of another evaluator of the same classes and limits.
+
+        Raises:
+            DataError: One of them was already judged here.
+        """
+        for key, image in images.items():
+            if key in self._images:
+                raise DataError(f"image {key!r} was already judged; every image counts once")
+            assert isinstance(image, _Image)
+            self._images[key] = image
+
     def reset(self) -> None:
         """Forget all images, ready for the next epoch."""
         self._images.clear()

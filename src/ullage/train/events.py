@@ -97,6 +97,15 @@ class OutOfMemory:
 
 
 @dataclass(frozen=True)
+class StepSkipped:
+    """A step was left out because its gradient was not finite; ``why`` names images and layer."""
+
+    epoch: int
+    batch: int
+    why: str
+
+
+@dataclass(frozen=True)
 class RunEnded:
     """The loop is over. ``reason`` is a sentence part: ``"all epochs done"``, ``"interrupted"`` ..."""
 
@@ -114,4 +123,4 @@ class Notice:
     message: str
 
 
-Event = RunStarted | StepDone | EpochDone | EpochLoaded | OutOfMemory | RunEnded | Notice
+Event = RunStarted | StepDone | EpochDone | EpochLoaded | OutOfMemory | StepSkipped | RunEnded | Notice

@@ -9,7 +9,10 @@ from typing import Any, Self
 
 
 class StopRequest:
-    """While entered, the first signal only sets ``asked``; a second Ctrl-C interrupts at once, as ever."""
+    """While entered, the first signal only sets ``asked``; a second Ctrl-C interrupts at once, as ever.
+
+    A launcher and its system may both send SIGTERM; however many come, they ask for the same.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -26,6 +29,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True

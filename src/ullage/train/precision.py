@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,6 +76,34 @@ def cpu_multiplies_bf16() -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
+def device_names(device: str | None) -> list[str]:
+    """Split the user's word into the names of devices; empty when the choice is left to us."""
+    return [name.strip() for name in (device or "").split(",") if name.strip()]
+
+
+def rank_device(device: str | None) -> torch.device:
+    """Return the device of this process, one of those that a launcher may have started on this machine.
+
+    Args:
+        device: Several names give each process the one at its place; one or none is for a single process, except
+            ``"cpu"``, which all may share. None gives each process a GPU of its own where there are GPUs.
+
+    Raises:
+        BackendUnavailable: That device is not on this machine.
+        ConfigError: Not a device, or fewer than processes.
+    """
+    names, local = device_names(device), int(os.environ.get("LOCAL_RANK", "0"))
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if count == 1 and len(names) < 2:
+        return choose_device(device)
+    if not names:
+        return choose_device(str(local) if torch.cuda.is_available() else "cpu")
+    names = names * count if names == ["cpu"] else names
+    if len(names) < count:
+        raise ConfigError(f"device={device!r} names {len(names)} for {count} processes on this machine; name one each")
+    return choose_device(names[local])
+
+
 def choose_device(device: str | None) -> torch.device:
     """Turn the user's word into a device.
 
@@ -91,7 +120,7 @@ def choose_device(device: str | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     text = device.strip().lower()
     if "," in text:
-        raise ConfigError(f"device={device!r}: several devices are not supported yet; name one, like device=0")
+        raise ConfigError(f"device={device!r}: this takes one device, like device=0; train and predict take several")
     try:
         chosen = torch.device(f"cuda:{text}" if text.isdigit() else text)
     except RuntimeError:

@@ -1,0 +1,181 @@
+"""One truth, in numbers: the same training whatever the split, the number of processes, or the accident.
+
+    python bench/exact.py layouts --data DIR    # one batch cut in six ways; weights after ten steps, and what was seen
+    python bench/exact.py kills --data DIR      # killed at random instants, resumed: the same bits
+    python bench/exact.py death                 # one of two processes killed: the run finishes by itself
+    python bench/exact.py memory                # memory runs out in one of two processes
+
+Each prints a line for every case and one in all. Nothing here is a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exact_layouts import LAYOUTS, differences
+from records import Record, append
+
+RESULTS = Path(__file__).parent / "results" / "exact.jsonl"
+HERE = Path(__file__).parent
+
+
+def layouts(options: argparse.Namespace) -> list[Record]:
+    """Train every layout in processes of its own, and compare weights and images with the first."""
+    records: list[Record] = []
+    with tempfile.TemporaryDirectory(prefix="ullage-exact-") as text:
+        folder = Path(text)
+        for norm in options.norms:
+            reference: Path | None = None
+            for name, (ranks, micro) in LAYOUTS[norm].items():
+                here = folder / norm / name.replace(" ", "")
+                here.mkdir(parents=True)
+                run_layout(here, ranks, micro, norm, options)
+                reference = reference or here
+                error, seen = differences(reference, here)
+                records.append({"table": "layouts", "norm": norm, "layout": name, "error": error, "same_images": seen})
+                print(f"layouts  BatchNorm {norm:12s} {name:14s} weights differ by {error:.1e} at most, "
+                      f"images and boxes {'identical' if seen else 'DIFFERENT'}", flush=True)  # fmt: skip
+    return records
+
+
+def run_layout(folder: Path, ranks: int, micro: int | None, norm: str, options: argparse.Namespace) -> None:
+    """Run ``exact_layouts.py`` in some processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = command if ranks > 1 else [sys.executable]
+    words = [str(HERE / "exact_layouts.py"), str(folder), "--data", options.data, "--norm", norm, "--model",
+             options.model, "--imgsz", str(options.imgsz), "--images", str(options.images), "--batch",
+             str(options.batch), "--steps", str(options.steps), *(["--micro", str(micro)] if micro else [])]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{folder.name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+
+
+def kills(options: argparse.Namespace) -> list[Record]:
+    """Kill a run at random instants until it has come to its end; compare with one that nobody disturbed."""
+    luck = random.Random(options.seed)
+    with tempfile.TemporaryDirectory(prefix="ullage-kills-") as text:
+        folder = Path(text)
+        whole = folder / "whole"
+        began = time.monotonic()
+        train(whole, options).wait()
+        length = time.monotonic() - began
+        expected = last_of(whole)
+        done = resumed = unreadable = rounds = 0
+        inside = {"mid-epoch": 0, "while a checkpoint was written": 0, "before the first": 0}
+        differing: list[str] = []
+        while done < options.kills:
+            rounds += 1
+            broken = folder / f"broken{rounds}"
+            process = train(broken, options)
+            while True:
+                time.sleep(luck.uniform(0.3, 0.6) * length)
+                if process.poll() is not None or done >= options.kills:
+                    break
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                done += 1
+                last = broken / "run" / "weights" / "last.pt"
+                leftovers = list(last.parent.glob(".last.pt.*.tmp")) if last.parent.exists() else []
+                inside["while a checkpoint was written"] += bool(leftovers)
+                for leftover in leftovers:
+                    leftover.unlink()
+                if not last.exists():
+                    inside["before the first"] += 1
+                    process = train(folder / f"broken{rounds}-{done}", options)
+                    broken = folder / f"broken{rounds}-{done}"
+                    continue
+                try:
+                    position = torch.load(last, weights_only=True)["train"]["position"]
+                except Exception as error:  # any: that is what is measured
+                    unreadable += 1
+                    print(f"kills    unreadable: {error}", flush=True)
+                    break
+                inside["mid-epoch"] += position["batch"] > 0
+                resumed += 1
+                process = train(broken, options, resume=last)
+            process.wait()
+            if (broken / "run" / "weights" / "last.pt").exists():
+                differing += different(expected, last_of(broken))
+            print(f"kills    {done} so far, {resumed} resumed, {unreadable} unreadable files, {len(differing)} tensors "
+                  f"differ; {', '.join(f'{count} {what}' for what, count in inside.items())}", flush=True)  # fmt: skip
+    return [{"table": "kills", "kills": done, "resumed": resumed, "unreadable": unreadable, "differing": len(differing),
+             **inside}]  # fmt: skip
+
+
+def train(project: Path, options: argparse.Namespace, *, resume: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start a short training in a process of its own; ``last.pt`` is written after every step."""
+    words = ["model=yolo11n", f"data={options.data}", "imgsz=64", "batch=8", "nbs=16", "epochs=3", "fraction=0.1",
+             "val=False", "plots=False", "workers=0", "device=cpu", f"project={project}", "name=run",
+             "save_minutes=1e-9", "verbose=False"]  # fmt: skip
+    words = words if resume is None else ["resume", f"model={resume}", "verbose=False"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "ullage", "train", *words], env=environment)
+
+
+def last_of(project: Path) -> dict[str, Any]:
+    """Read the checkpoint that a run left."""
+    return torch.load(project / "run" / "weights" / "last.pt", weights_only=True)
+
+
+def different(one: Any, other: Any, place: str = "") -> list[str]:
+    """Name the tensors of two checkpoints that are not the same, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) else [place]
+    if isinstance(one, dict):
+        keys = (key for key in one if key not in ("random", "meta"))
+        return [found for key in keys for found in different(one[key], other[key], f"{place}.{key}")]
+    if isinstance(one, list | tuple):
+        return [found for a, b in zip(one, other, strict=True) for found in different(a, b, place)]
+    return []
+
+
+TABLES = {"layouts": layouts, "kills": kills}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=list(TABLES))
+    parser.add_argument("--data", default="demo", help="a data set; layouts wants real photographs")
+    parser.add_argument("--model", default="yolov12n")
+    parser.add_argument("--imgsz", type=int, default=160)
+    parser.add_argument(
+        "--images", type=int, default=80, help="layouts: images of an epoch; a short last batch is good"
+    )
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--norms", nargs="+", default=list(LAYOUTS))
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    records = TABLES[options.table](options)
+    for record in records:
+        append(options.results, {**record, "torch": torch.__version__, "steps": options.steps})
+    print(json.dumps(records[-1]) if options.table == "kills" else summary(records, options.steps))
+
+
+def summary(records: list[Record], steps: int) -> str:
+    """Return the verdict on all layouts."""
+    worst = {norm: max((r["error"] for r in records if r["norm"] == norm), default=0.0) for norm in LAYOUTS}
+    same = all(record["same_images"] for record in records)
+    told = ", ".join(f"BatchNorm {norm} {error:.1e}" for norm, error in worst.items() if error or norm == "frozen")
+    return (
+        f"layouts  weights after {steps} steps differ by {told} at most; images {'identical' if same else 'DIFFERENT'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
