@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +27,10 @@ import cv2
 import numpy as np
 import torch
 
-from ullage.data.decode import read_image
+from ullage.data.ahead import ReadAhead
+from ullage.data.decode import decode_image, read_image
 from ullage.data.index import DetectionSet
+from ullage.data.places import file_of, is_url, state_of
 from ullage.data.recent import BYTES_A_PROCESS, RECENT_BYTES, RecentImages
 from ullage.data.resample import resample
 from ullage.errors import ConfigError, DataError, StorageError
@@ -42,7 +44,7 @@ Progress = Callable[[int, int], None]
 _RAM_SHARE = 0.8  # of the free memory: the network wants some too
 _DISK_SHARE = 0.9
 _NPY_HEADER_BYTES = 128
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 class ImageStore:
@@ -85,6 +87,9 @@ class ImageStore:
         if cache != "ram" and (reuse or self._bytes_I.sum() <= limit):
             self._recent = RecentImages(self._bytes_I, limit=limit, shared=processes > 1)
         self.decoded, self.decode_seconds = 0, 0.0  # by this process
+        self._ahead = ReadAhead()
+        self._tar_states: dict[str, str] = {}
+        self._far = len(dataset) > 0 and is_url(dataset.paths[0])
         self._folder = cache_folder() / "images" if cache == "disk" else None
         self._offsets = np.zeros(1, np.int64)
         self._block: torch.Tensor | None = None
@@ -155,6 +160,17 @@ class ImageStore:
         self.decode_seconds += time.perf_counter() - began
         return image if self._recent is None else self._recent.put(index, image)
 
+    def expect(self, indices: Iterable[int]) -> None:
+        """Start fetching images that will be asked for soon, where they are far away and not kept here."""
+        if self._far and self._block is None:
+            places = [(index, self._dataset.paths[index]) for index in dict.fromkeys(indices) if not self._has(index)]
+            self._ahead.expect(place for _, place in places if is_url(place))
+
+    def _has(self, index: int) -> bool:
+        if self._recent is not None and self._recent.has(index):
+            return True
+        return self._folder is not None and (self._folder / self._file_name(index)).is_file()
+
     def forget_readers(self) -> None:
         """Call when no other process uses this store: what processes that ended were reading may be overwritten."""
         if self._recent is not None:
@@ -162,7 +178,11 @@ class ImageStore:
 
     def _load(self, index: int) -> Array:
         path, size_hw, base_hw = self._dataset.paths[index], self._dataset.size_hw(index), self.base_size_hw(index)
-        image = read_image(path, at_least_hw=None if self._exact else base_hw, size_hw=size_hw)
+        at_least_hw = None if self._exact else base_hw
+        if is_url(path):
+            image = decode_image(self._ahead.take(path), path, at_least_hw=at_least_hw, size_hw=size_hw)
+        else:
+            image = read_image(path, at_least_hw=at_least_hw, size_hw=size_hw)
         found_hw = image.shape[:2]
         if found_hw not in [tuple(side // factor for side in size_hw) for factor in (1, 2, 4, 8)]:
             raise DataError(
@@ -198,12 +218,17 @@ class ImageStore:
         return image
 
     def _file_name(self, index: int) -> str:
-        path = os.path.abspath(self._dataset.paths[index])
+        path = self._dataset.paths[index]
+        path = path if is_url(path) else os.path.abspath(path)
+        file = file_of(path)
         try:
-            status = os.stat(path)
+            # The state of a tar, which thousands of images share, is asked for once.
+            state = self._tar_states.get(file) or state_of(file).hex()
         except OSError as error:
             raise DataError(f"cannot read image {path}: {error.strerror or error}") from error
-        key = f"{_FORMAT}|{path}|{status.st_mtime_ns}|{status.st_size}|{self._side}|{self._exact}"
+        if file != path:
+            self._tar_states[file] = state
+        key = f"{_FORMAT}|{path}|{state}|{self._side}|{self._exact}"
         digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=16).hexdigest()
         return f"{digest[:2]}/{digest[2:]}.npy"
 

@@ -70,7 +70,7 @@ def clean(
         DataError: No image is left.
     """
     problems = list(raw.problems)
-    sizes = _check_images(raw.images, missing_images, problems, watch)
+    sizes = _check_images(raw, missing_images, problems, watch)
     kept = [index for index, size in enumerate(sizes) if size is not None]
     if not kept:
         first = next((p for p in problems if p.action == "image_left_out"), None)
@@ -144,11 +144,14 @@ class _Reporter:
 
 
 def _check_images(
-    images: Sequence[RawImage], missing_images: str, problems: list[Problem], watch: Watch | None
+    raw: RawSplit, missing_images: str, problems: list[Problem], watch: Watch | None
 ) -> list[tuple[int, int] | None]:
     """Return the size of each image, None for those to leave out."""
     sizes: list[tuple[int, int] | None] = []
-    for image, found in zip(images, probe_images([image.path for image in images], watch=watch), strict=True):
+    unknown = [image.path for image in raw.images if image.path not in raw.looked_at]
+    looked_at = raw.looked_at | dict(zip(unknown, probe_images(unknown, watch=watch), strict=True))
+    for image in raw.images:
+        found = looked_at[image.path]
         file, line = image.source
         if found == "missing" and missing_images == "keep" and image.declared_hw:
             problems.append(Problem("missing_image", file, line, f"no image '{image.path}'", "kept"))

@@ -13,7 +13,9 @@ from typing import Any, Literal
 import yaml
 
 from ullage.data import coco_json, csv_table, voc_xml, yolo_txt
+from ullage.data.decode import read_file
 from ullage.data.index import DetectionSet, Format, Split
+from ullage.data.places import is_plain
 from ullage.data.source import dataset_info, open_dataset
 from ullage.data.spec import absolute
 from ullage.errors import ConfigError, DataError, StorageError, nearest
@@ -159,7 +161,9 @@ def _file_names(sets: dict[Split, DetectionSet]) -> dict[str, str]:
 def _place(source: str, target: Path, how: str) -> None:
     if target.exists():
         return  # an image of two splits, in a format that keeps all images together
-    if how == "link":
+    if not is_plain(source):
+        target.write_bytes(read_file(source))  # there is no file to link to
+    elif how == "link":
         os.link(source, target)
     else:
         shutil.copyfile(source, target)

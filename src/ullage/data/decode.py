@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from ullage.data.places import is_plain, read_place
 from ullage.errors import DataError
 from ullage.geometry.letterbox import PAD_GREY
 
@@ -100,7 +101,8 @@ def probe_size_hw(path: str | Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes on EXIF damage and large sizes; reading the image tells
-            with Image.open(path) as image:
+            # Of a file, only the header is read.
+            with Image.open(path if is_plain(str(path)) else io.BytesIO(read_file(path))) as image:
                 width, height = image.size
                 return (width, height) if _lies_down(image) else (height, width)
     except _DAMAGE:
@@ -110,13 +112,13 @@ def probe_size_hw(path: str | Path) -> tuple[int, int]:
 
 
 def read_file(path: str | Path) -> bytes:
-    """Return the content of an image file.
+    """Return the content of an image, wherever it is (see ``places``).
 
     Raises:
         DataError: It cannot be read.
     """
     try:
-        return Path(path).read_bytes()
+        return read_place(str(path))
     except OSError as error:
         raise DataError(f"cannot read image {path}: {error.strerror or error}") from error
 

@@ -27,6 +27,7 @@ from ullage.data.cache import cache_folder
 from ullage.data.index import DetectionSet, Problem, Split
 from ullage.data.outlines import Outlines
 from ullage.data.packed import Numbers, Texts, pack_ids
+from ullage.data.places import file_of, is_url, state_of
 from ullage.data.raw import RawSplit
 from ullage.data.spec import SourceSpec, absolute
 
@@ -55,12 +56,15 @@ def inputs_of(spec: SourceSpec, split: Split, raw: RawSplit) -> tuple[list[str],
     """Return what a split was read from: the files that count by content, then all other files and folders."""
     described = {image.source[0] for image in raw.images} | {spec.origin}
     described |= {str(path) for paths in (spec.annotations or {}).values() for path in paths}
-    labels = {image.label_file for image in raw.images}
-    whole = {path for path in described if os.path.isfile(path)}
-    images = {image.path for image in raw.images}
+    labels = {file_of(image.label_file) for image in raw.images}
+    images = {file_of(image.path) for image in raw.images}
+    # A tar is as large as what it holds: it counts as images do.
+    whole = {path for path in described - images if os.path.isfile(path)}
     others = (labels | images) - whole
-    folders = {os.path.dirname(path) for path in images | labels}
+    folders = {os.path.dirname(path) for path in images | labels if not is_url(path)}
     for entry in spec.entries(split):
+        if is_url(entry):
+            continue
         root = absolute(spec.root / entry)
         # Folders without an image count, too: one may be put there.
         start = next(path for path in (root, *root.parents) if path.is_dir())
@@ -78,8 +82,7 @@ def fingerprint(whole: Sequence[str], others: Iterable[bytes]) -> str:
             digest.update(b"missing")
     for path in others:
         try:
-            state = os.stat(path)
-            digest.update(struct.pack("<QQQQ", state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns))
+            digest.update(state_of(os.fsdecode(path)))
         except OSError:
             digest.update(b"missing")
     return digest.hexdigest()

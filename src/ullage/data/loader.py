@@ -210,13 +210,18 @@ class _MakeTrain:
     def __call__(self, key: BatchKey, images_BHW3: torch.Tensor) -> Parts:
         settings = settings_at(self.augment, epoch=key.epoch, epochs=key.epochs)
         clock = _Clock(self.store)
-        labels: list[Labels] = []
-        for place, (canvas_HW3, index) in enumerate(zip(images_BHW3.numpy(), key.indices, strict=True)):
-            recipe = sample_recipe(
+        recipes = [
+            sample_recipe(
                 self.dataset, index=index, size_hw=key.size_hw, settings=settings, seed=self.seed, epoch=key.epoch,
                 partners=key.partners(place),
-            )  # fmt: skip
-            labels.append(render(recipe, dataset=self.dataset, load=self.store.get, out_HW3=canvas_HW3)[1])
+            )
+            for place, index in enumerate(key.indices)
+        ]  # fmt: skip
+        self.store.expect(tile.index for recipe in recipes for layer in recipe.layers for tile in layer)
+        labels = [
+            render(recipe, dataset=self.dataset, load=self.store.get, out_HW3=canvas_HW3)[1]
+            for recipe, canvas_HW3 in zip(recipes, images_BHW3.numpy(), strict=True)
+        ]
         return _join(images_BHW3, labels, clock)
 
 
@@ -228,6 +233,7 @@ class _MakeEval:
     def __call__(self, key: BatchKey, images_BHW3: torch.Tensor) -> Parts:
         clock = _Clock(self.store)
         labels: list[Labels] = []
+        self.store.expect(key.indices)
         for canvas_HW3, index, letterbox in zip(
             images_BHW3.numpy(), key.indices, _letterboxes(self.dataset, key), strict=True
         ):

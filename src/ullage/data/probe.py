@@ -12,13 +12,14 @@ from typing import TypeVar
 
 from ullage.data.decode import probe_size_hw, read_image
 from ullage.data.headers import HEAD_BYTES, quick_size_hw
+from ullage.data.places import is_plain, read_ends
 from ullage.errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Watch = Callable[[str, int, int], None]  # what is being done, how many are done, how many there are
 
-_TAIL_BYTES, _SMALL_BYTES = 64, 16384
+TAIL_BYTES, _SMALL_BYTES = 64, 16384
 _FIRST_SHARE, _SHARE = 8, 64  # files at a time: handing over a single one costs more than looking at it
 _LONG_SECONDS = 0.0003  # a file that takes so long is decoded, or comes from a slow disk
 # A named pipe must not be waited for.
@@ -99,12 +100,19 @@ def read_bytes(path: str) -> bytes:
 
 
 def _probe(path: str) -> tuple[int, int] | str:
+    plain = is_plain(path)
     try:
-        head, tail = _ends(path)
+        head, tail = _ends(path) if plain else read_ends(path, head=HEAD_BYTES, tail=TAIL_BYTES)
     except FileNotFoundError:
         return "missing"
     except OSError as error:
-        return "missing" if not os.path.isfile(path) else f"cannot read image {path}: {error.strerror or error}"
+        gone = plain and not os.path.isfile(path)
+        return "missing" if gone else f"cannot read image {path}: {error.strerror or error}"
+    return judge_ends(head, tail, path)
+
+
+def judge_ends(head: bytes, tail: bytes, path: str) -> tuple[int, int] | str:
+    """Return the size (h, w) of an image whose first and last bytes are known, or in words why it cannot be read."""
     size_hw = quick_size_hw(head)
     try:
         if size_hw is None:
@@ -126,8 +134,8 @@ def _ends(path: str) -> tuple[bytes, bytes]:
             raise FileNotFoundError(path)
         head = os.read(file, HEAD_BYTES)
         if state.st_size <= len(head):
-            return head, head[-_TAIL_BYTES:]
-        os.lseek(file, state.st_size - _TAIL_BYTES, os.SEEK_SET)
-        return head, os.read(file, _TAIL_BYTES)
+            return head, head[-TAIL_BYTES:]
+        os.lseek(file, state.st_size - TAIL_BYTES, os.SEEK_SET)
+        return head, os.read(file, TAIL_BYTES)
     finally:
         os.close(file)

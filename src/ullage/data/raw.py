@@ -108,9 +108,11 @@ class RawSplit:
         images: All images, those that cannot be read included.
         boxes: Corners; ``image`` is an index into ``images``. Boxes that cannot be read are not among them.
         problems: What reading the labels found.
+        looked_at: The sizes of images that were looked at already, or in words why they cannot be read.
     """
 
     unit: Literal["px", "unit"]
     images: list[RawImage] = field(default_factory=list)
     boxes: RawBoxes = field(default_factory=RawBoxes)
     problems: list[Problem] = field(default_factory=list)
+    looked_at: dict[str, tuple[int, int] | str] = field(default_factory=dict)

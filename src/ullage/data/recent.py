@@ -73,6 +73,12 @@ class RecentImages:
         self._pinned, self._pinned_by = slot, os.getpid()
         return self._view(slot, shape)
 
+    def has(self, index: int) -> bool:
+        """Tell whether an image seems to be here; another process may be about to overwrite it."""
+        image_S, _, _, _ = self._columns()
+        slot = int(self._places.array().view(np.int32)[index])
+        return slot < self._slots and int(image_S[slot]) == index
+
     def put(self, index: int, image: Array) -> Array:
         """Keep an image; return where it is now, or the image itself when every slot is being read."""
         image_S, readers_S, used_S, clock_1 = self._columns()

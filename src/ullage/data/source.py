@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from ullage.data import coco_json, csv_table, voc_xml, yolo_txt
+from ullage.data import coco_json, csv_table, shards, voc_xml, yolo_txt
 from ullage.data.clean import clean
 from ullage.data.folder import read_csv_source, read_folder
 from ullage.data.index import DatasetInfo, DetectionSet, Split
@@ -19,6 +19,7 @@ from ullage.data.index_cache import MIN_IMAGES, index_file, inputs_of, load_inde
 from ullage.data.packed import Texts, pack_ids
 from ullage.data.probe import Watch
 from ullage.data.raw import RawSplit
+from ullage.data.shards import are_shards, list_shards
 from ullage.data.spec import SourceSpec, absolute
 from ullage.data.yaml_file import read_yaml
 from ullage.errors import DataError, nearest
@@ -59,7 +60,9 @@ def open_dataset(
     with _readable(data):
         spec = _find(data)
         spec.check_split(split)
-        file = index_file(spec, split, key=missing_images)
+        # Which shards there are is looked up each time; a folder tells itself that it has changed.
+        files = list_shards(spec, split) if are_shards(spec, split) else []
+        file = index_file(spec, split, key="|".join((missing_images, *files)))
         result = load_index(file) or _read_clean(spec, split, data, missing_images, file, watch)
         count = len(result.names)
         if any(not 0 <= number < count for number in classes or ()):
@@ -90,7 +93,7 @@ def _read_clean(
     result = clean(
         raw, origin=str(data), names=names, category_ids=category_ids, missing_images=missing_images, watch=watch
     )
-    if len(raw.images) >= MIN_IMAGES:
+    if len(raw.images) >= MIN_IMAGES or are_shards(spec, split):
         whole, others = inputs_of(spec, split, raw)
         save_index(file, result, whole=whole, others=others)
     return result
@@ -183,6 +186,8 @@ def _not_found(data: str, path: Path) -> str:
 def _classes(spec: SourceSpec) -> tuple[tuple[str, ...], tuple[int, ...]]:
     if spec.format == "coco":
         return coco_json.read_classes(spec)
+    if spec.names is None and any(are_shards(spec, split) for split in spec.split_names()):
+        raise DataError(f"data set '{spec.origin}' is in shards and names no classes; add 'names: [...]' to its YAML")
     read_names = {"yolo": yolo_txt.read_names, "voc": voc_xml.read_names, "csv": csv_table.read_names}[spec.format]
     names = read_names(spec)
     return names, tuple(range(len(names)))
@@ -197,4 +202,6 @@ def _read(
         return voc_xml.read(spec, split, names=names)
     if spec.format == "csv":
         return csv_table.read(spec, split, names=names)
+    if are_shards(spec, split):
+        return shards.read(spec, split, watch=watch)
     return yolo_txt.read(spec, split, watch=watch)

@@ -118,12 +118,19 @@ class LabelFile(NamedTuple):
 def read_label_file(path: str) -> LabelFile:
     """Read one label file."""
     try:
-        text = read_bytes(path).decode("utf-8-sig")
+        content = read_bytes(path)
     except FileNotFoundError:
         return LabelFile("missing")
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
         return LabelFile("unreadable", problems=(Problem("corrupt_label", path, None, message, "image_left_out"),))
+    return parse_labels(content, path)
+
+
+def parse_labels(content: bytes, path: str) -> LabelFile:
+    """Read the content of a label file; ``path`` is its name, for messages."""
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         message = "not a text file"
         return LabelFile("unreadable", problems=(Problem("corrupt_label", path, None, message, "image_left_out"),))
