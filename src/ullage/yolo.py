@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ullage.api.bench import BenchResult, bench
+from ullage.api.detached import refuse_detached
 from ullage.api.export import export
 from ullage.api.exported import ExportedModel, open_model
 from ullage.api.models import LoadedModel, ModelInfo, load_model
@@ -78,6 +79,7 @@ class YOLO:
         """
         file = settings.pop("cfg", None)
         config = TrainConfig.load({"model": self._requested, **settings}, file=file)
+        refuse_detached(config)
         start = self._start_of(config, named="model" in settings)
         result = train(config, model=start)
         best = result.best if result.best.exists() else result.last

@@ -21,6 +21,7 @@ from ullage.apps.cli.arguments import VERBS
 from ullage.apps.cli.main import main
 from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig, VerbConfig
 from ullage.config.bench import BenchConfig
+from ullage.config.runs import RunsFollowConfig, RunsListConfig, RunsResumeConfig, RunsStopConfig
 from ullage.config.tools import DataCheckConfig, DataConvertConfig, DataViewConfig, PlanConfig
 from ullage.data.index import ProblemKind
 from ullage.data.yaml_file import KEYS as DATA_KEYS
@@ -29,7 +30,7 @@ from ullage.nn.flops import count_flops
 from ullage.zoo.registry import MODELS, build
 
 DOCS = ROOT / "docs"
-RUNNABLE, SHOWN = ("python", "sh"), ("yaml", "text")
+RUNNABLE, SHOWN = ("python", "sh"), ("yaml", "text", "html", "cpp")  # the last two: tests/export/test_consumers.py
 SKIPS_ALLOWED = 4
 CONFIGS: dict[str, tuple[Path, type[VerbConfig]]] = {
     "train": (DOCS / "train.md", TrainConfig),
@@ -41,6 +42,10 @@ CONFIGS: dict[str, tuple[Path, type[VerbConfig]]] = {
     "data check": (DOCS / "data.md", DataCheckConfig),
     "data view": (DOCS / "data.md", DataViewConfig),
     "data convert": (DOCS / "data.md", DataConvertConfig),
+    "runs list": (DOCS / "detached_runs.md", RunsListConfig),
+    "runs follow": (DOCS / "detached_runs.md", RunsFollowConfig),
+    "runs stop": (DOCS / "detached_runs.md", RunsStopConfig),
+    "runs resume": (DOCS / "detached_runs.md", RunsResumeConfig),
 }
 KNOWN_KEYS = {key for _, made in CONFIGS.values() for key in made.fields()}
 # What stands before an equals sign and is no setting: words of the command line, arguments of other functions.

@@ -9,20 +9,23 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ullage._version import __version__
 from ullage.config import FolderSettings
 from ullage.errors import ConfigError, StorageError
 
+if TYPE_CHECKING:
+    import torch
+
 DEFAULT_PROJECT = Path("runs") / "detect"
+# Set for a training that is started detached: its folder was made, and told to the user, before it began.
+FOLDER_VARIABLE = "ULLAGE_RUN_FOLDER"
 _REPORTED = ("torch", "torchvision", "numpy", "opencv-python-headless", "pydantic", "faster-coco-eval")
 
 
 def make_run_folder(settings: FolderSettings, *, verb: str) -> Path:
-    """Create the folder of a run.
+    """Create the folder of a run; a detached training takes the one that was made for it.
 
     Args:
         settings: Project and name; a taken name is numbered (``train2``) unless ``exist_ok``.
@@ -32,6 +35,9 @@ def make_run_folder(settings: FolderSettings, *, verb: str) -> Path:
         ConfigError: The name is a path out of the project.
         StorageError: The folder cannot be made or written.
     """
+    made = os.environ.get(FOLDER_VARIABLE) if verb == "train" else None
+    if made:
+        return Path(made)
     project = Path(settings.project).expanduser() if settings.project else DEFAULT_PROJECT
     name = settings.name or verb
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -59,9 +65,9 @@ def make_run_folder(settings: FolderSettings, *, verb: str) -> Path:
 
 def remove_if_empty(folder: Path) -> None:
     """Remove the folder of a run that never began, unless something is in it."""
-    with contextlib.suppress(OSError):
-        (folder / "weights").rmdir()
-        folder.rmdir()
+    for empty in (folder / "weights", folder):
+        with contextlib.suppress(OSError):
+            empty.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,6 +84,8 @@ def write_text(path: Path, text: str) -> None:
 
 def describe_environment(device: torch.device) -> str:
     """Return what this machine and its libraries are, as JSON."""
+    import torch  # here, so that listing runs is quick
+
     facts: dict[str, Any] = {
         "ullage": __version__,
         "python": platform.python_version(),

@@ -11,6 +11,7 @@ from ullage.errors import ConfigError, nearest
 
 VERBS = {
     "train": "train a detector, or go on with an interrupted run",
+    "runs": "list runs; follow, stop or resume a detached one",
     "val": "judge a detector on a data set",
     "predict": "find objects in images, videos, and what cameras and streams show",
     "export": "write a detector for another runtime, and prove that it computes the same",
@@ -24,6 +25,14 @@ ACTIONS = {
     "view": "write a sheet of images with their boxes",
     "convert": "write a data set in another format, cleaned",
 }
+RUN_ACTIONS = {
+    "list": "show every run: state, epochs, best fitness, time, process (also without the word)",
+    "follow": "show the log of a detached run as it grows, until the run ends",
+    "stop": "ask a run to write its checkpoint and end, and wait for it",
+    "resume": "go on with an interrupted run, detached, from its last checkpoint",
+}
+ACTIONS_OF = {"data": ACTIONS, "runs": RUN_ACTIONS}
+_SWITCHES = ("force",)  # behind an action of runs, a bare word is a run's name, but for these
 LATER = ("doctor", "studio")
 TASKS = ("detect", "segment", "pose", "classify", "obb")
 _PAIR = re.compile(r"-{0,2}([A-Za-z][\w-]*)=(.*)", re.DOTALL)
@@ -37,7 +46,7 @@ class Call:
 
     Attributes:
         verb: None when only help or the version is wanted.
-        action: Second word of ``data``.
+        action: Second word of ``data`` and of ``runs``.
         texts: Settings with a value.
         bare: Settings without one; they mean True.
         cfg: File of settings that these override.
@@ -100,12 +109,15 @@ def _take_word(call: Call, word: str) -> None:
             _set_task(word)
         else:
             _set_verb(call, word)
-    elif call.verb == "data" and call.action is None:
-        if word not in ACTIONS:
+    elif call.verb in ACTIONS_OF and call.action is None:
+        known = [f"{call.verb} {action}" for action in ACTIONS_OF[call.verb]]
+        if word not in ACTIONS_OF[call.verb]:
             raise ConfigError(
-                f"'data {word}' is unknown; there are data {' and data '.join(ACTIONS)}.{nearest(word, ACTIONS)}"
+                f"'{call.verb} {word}' is unknown; there are {', '.join(known)}.{nearest(word, ACTIONS_OF[call.verb])}"
             )
         call.action = word
+    elif call.verb == "runs" and call.action != "list" and "name" not in call.texts and word not in _SWITCHES:
+        _give(call, "name", word)
     else:
         _give(call, word, None)
 

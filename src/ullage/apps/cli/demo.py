@@ -7,7 +7,7 @@ from typing import Any
 from ullage.apps.cli.watch import RunWatch
 from ullage.config import PredictConfig, TrainConfig, ValConfig
 
-DEMO_FIXED = ("data", "resume", "time", "single_cls", "classes", "val")
+DEMO_FIXED = ("data", "resume", "time", "single_cls", "classes", "val", "detach")
 # Digits are not symmetric, hence no flips. With so few images, small steps are many steps: a nominal batch of one batch
 # and a high rate reach in minutes, on two cores, what the settings for real data need hours for.
 DEMO_SETTINGS: dict[str, Any] = {

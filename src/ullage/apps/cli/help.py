@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from ullage.apps.cli.arguments import ACTIONS, VERBS, Call
+from ullage.apps.cli.arguments import ACTIONS_OF, VERBS, Call
 from ullage.config import VerbConfig
 from ullage.errors import ConfigError, nearest
 
@@ -15,6 +15,7 @@ _EXAMPLES = {
     "train": (
         "ullage train model=yolov12n data=demo epochs=30 imgsz=320",
         "ullage train resume model=runs/detect/train/weights/last.pt",
+        "ullage train model=yolov12n data=my_data.yaml name=night detach      then: ullage runs follow night",
     ),
     "val": (f"ullage val {_BEST} data=demo imgsz=320",),
     "predict": (f"ullage predict {_BEST} source=pictures/ save",),
@@ -37,15 +38,20 @@ _EXAMPLES = {
     ),
     "data convert": ("ullage data convert data=my_data.yaml to=coco out=my_data_coco",),
     "demo": ("ullage demo",),
+    "runs list": ("ullage runs", "ullage runs project=my_project"),
+    "runs follow": ("ullage runs follow night",),
+    "runs stop": ("ullage runs stop night", "ullage runs stop night force"),
+    "runs resume": ("ullage runs resume night",),
 }
 
 
-def data_overview() -> str:
-    """Return the help of ``ullage data``."""
+def actions_overview(verb: str) -> str:
+    """Return the help of a verb that has actions: ``ullage data``, ``ullage runs``."""
+    name = " NAME" if verb == "runs" else ""
     return "\n".join(
-        [f"ullage data ACTION key=value ...      {VERBS['data']}", ""]
-        + [f"  {action:<9}{meaning}" for action, meaning in ACTIONS.items()]
-        + ["", "  ullage data ACTION --help      lists every key"]
+        [f"ullage {verb} ACTION{name} key=value ...      {VERBS[verb]}", ""]
+        + [f"  {action:<9}{meaning}" for action, meaning in ACTIONS_OF[verb].items()]
+        + ["", f"  ullage {verb} ACTION --help      lists every key"]
     )
 
 
@@ -73,7 +79,9 @@ def verb_help(
     shown = {row.key: repr(defaults[row.key]) if row.key in defaults else row.default for row in rows}
     type_width = min(max(len(row.type) for row in rows), 26)
     default_width = max(len(text) for text in shown.values())
-    lines = [f"ullage {call.name()} key=value ...      {ACTIONS.get(call.action or '') or VERBS[call.verb or '']}"]
+    verb, name = call.verb or "", " NAME" if "name" in [row.key for row in rows] and call.verb == "runs" else ""
+    meaning = ACTIONS_OF.get(verb, {}).get(call.action or "", VERBS[verb])
+    lines = [f"ullage {call.name()}{name} key=value ...      {meaning}"]
     lines += ["", *(f"  {example}" for example in _EXAMPLES[call.name()])]
     for section, members in groupby(rows, key=lambda row: row.section):
         lines += ["", section]

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 from ullage.apps.cli.arguments import Call
 from ullage.apps.cli.demo import DEMO_FIXED, DEMO_SETTINGS, run_demo
-from ullage.apps.cli.help import data_overview, verb_help
+from ullage.apps.cli.help import actions_overview, verb_help
 from ullage.apps.cli.watch import RunWatch
 from ullage.config import ExportConfig, PredictConfig, TrainConfig, ValConfig, VerbConfig
 from ullage.config.base import read_settings
 from ullage.config.bench import BenchConfig
+from ullage.config.runs import RunsFollowConfig, RunsListConfig, RunsResumeConfig, RunsStopConfig
 from ullage.config.tools import DataCheckConfig, DataConvertConfig, DataViewConfig, PlanConfig
 from ullage.errors import ConfigError, StorageError, nearest
 
@@ -29,6 +30,10 @@ _CONFIGS: dict[str, type[VerbConfig]] = {
     "data check": DataCheckConfig,
     "data view": DataViewConfig,
     "data convert": DataConvertConfig,
+    "runs list": RunsListConfig,
+    "runs follow": RunsFollowConfig,
+    "runs stop": RunsStopConfig,
+    "runs resume": RunsResumeConfig,
 }
 
 
@@ -46,7 +51,9 @@ def run_verb(call: Call, watch: RunWatch) -> None:
     if name == "data":
         if call.wants != "help":
             raise ConfigError("data needs an action: 'ullage data check data=...', 'data view' or 'data convert'")
-        print(data_overview())
+        print(actions_overview(name))
+    elif name == "runs" and call.wants == "help":
+        print(actions_overview(name))
     elif call.wants == "help":
         demo = name == "demo"
         print(
@@ -67,6 +74,8 @@ def run_verb(call: Call, watch: RunWatch) -> None:
     elif name == "demo":
         _refuse(call, DEMO_FIXED)
         run_demo(settings(call, TrainConfig, defaults=DEMO_SETTINGS), watch)
+    elif call.verb == "runs":
+        _runs(call)
     elif name == "data check":
         _check(settings(call, DataCheckConfig))
     elif name == "data view":
@@ -98,12 +107,33 @@ def _refuse(call: Call, keys: tuple[str, ...]) -> None:
             raise ConfigError(f"{call.verb} sets '{key}' itself; use 'ullage train' to choose it")
 
 
-def _train(config: TrainConfig, watch: RunWatch) -> None:
-    from ullage import api
+def _runs(call: Call) -> None:
+    checked = settings(call, _CONFIGS[call.name() if call.action else "runs list"])
+    from ullage.apps.cli import runs
 
-    result = api.train(config, listeners=[watch])
+    if isinstance(checked, RunsFollowConfig):
+        runs.follow_run(checked)
+    elif isinstance(checked, RunsStopConfig):
+        runs.stop_run(checked)
+    elif isinstance(checked, RunsResumeConfig):
+        runs.resume_run(checked)
+    elif isinstance(checked, RunsListConfig):
+        runs.list_runs(checked)
+
+
+def _train(config: TrainConfig, watch: RunWatch) -> None:
+    if config.run.detach:
+        from ullage.apps.cli.runs import start_run
+
+        return start_run(config)
+    from ullage.api.detached import detached_here
+    from ullage.api.train import train
+
+    with detached_here():
+        result = train(config, listeners=[watch])
     if config.run.verbose:
         print(f"results in {result.run_dir}")
+    return None
 
 
 def _val(config: ValConfig) -> None:
