@@ -71,7 +71,7 @@ def train_keys(
         batch: Images a batch.
         imgsz: Size of the canvas, or of its longer side with ``rect``.
         sizes: (min, max) to draw the size of each batch from, in steps of 32; None always takes ``imgsz``.
-        rect: Put images of like shape together and make the canvas as small as holds them.
+        rect: Put images together that need a canvas of the same shape, and make it as small as holds them.
         seed: Seed of the run.
         epoch: 0-based.
         epochs: How many epochs the run has.
@@ -82,7 +82,8 @@ def train_keys(
     order = rng.permutation(len(dataset))
     starts = np.arange(0, len(order), batch)
     if rect:
-        order = order[np.argsort(_aspects(dataset)[order], kind="stable")]
+        shapes_I = _canvas_shapes(dataset, imgsz if sizes is None else sizes[1])
+        order = order[np.argsort(shapes_I[order], kind="stable")]  # within a shape the order stays by chance
         cuts = [order[start : start + batch] for start in starts]
         cuts = [cuts[i] for i in rng.permutation(len(cuts))]
         order, starts = np.concatenate(cuts), np.cumsum([0, *map(len, cuts[:-1])])
@@ -200,6 +201,13 @@ def tight_batch_size(dataset: DetectionSet, indices: Array, imgsz: int) -> tuple
     sizes_I2 = np.array([tight_size(dataset.size_hw(int(i)), imgsz, stride=STRIDE) for i in indices])
     height, width = sizes_I2.max(0)
     return int(height), int(width)
+
+
+def _canvas_shapes(dataset: DetectionSet, side: int) -> Array:
+    """Return height / width of the canvas that each image needs: a few values, each shared by many images."""
+    kinds_K2, kind_I = np.unique(dataset.sizes_hw_I2, axis=0, return_inverse=True)
+    canvas_K2 = np.array([tight_size((int(h), int(w)), side, stride=STRIDE) for h, w in kinds_K2])
+    return (canvas_K2[:, 0] / canvas_K2[:, 1])[kind_I.reshape(-1)]
 
 
 def _aspects(dataset: DetectionSet) -> Array:
