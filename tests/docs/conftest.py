@@ -36,6 +36,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("coco.yaml", "coco128.yaml", "my_dataset.yaml"):
         (home / name).write_text((home / "my_data/data.yaml").read_text().replace("path: .", "path: my_data"))
     with_video(home / "clip.mp4")
+    (home / "doors.streams").write_text("clip.mp4\nclip.mp4\n")
     interrupted_run(home / "runs" / "detect", data=home / "my_data" / "data.yaml")
     shutil.copytree(home / "runs/detect/train", home / "runs/detect/long")
     for name in ("yolov12n", "yolov12s", "yolov12l", "yolo11n"):  # a file says itself what it holds; small is enough
@@ -105,6 +106,8 @@ def smaller(flat: Mapping[str, Any], verb: str) -> dict[str, Any]:
     if verb == "train":
         change["epochs"] = flat["epochs"] if flat["epochs"] <= 2 else 1
         change["time"] = None if flat["time"] is None else 0.0001
+    if verb == "bench":
+        change["seconds"] = 0.05
     if flat.get("data") == "demo":
         change["fraction"] = min(flat.get("fraction", 1.0), 0.02)
     return {key: value for key, value in change.items() if key in flat}

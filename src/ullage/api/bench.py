@@ -135,7 +135,7 @@ def _row(
     config: BenchConfig, model: LoadedModel | ExportedModel, name: str, folder: Path, size_hw: tuple[int, int]
 ) -> BenchRow:
     try:
-        file = model.path if isinstance(model, ExportedModel) else _written(config, model, name, folder, size_hw)
+        file = model.path if isinstance(model, ExportedModel) else _written(config, model, name, folder)
         measured = _measured(config, file, name, size_hw)
     except (BackendUnavailable, ExportParityError) as error:
         return BenchRow(name, problem=str(error))
@@ -151,7 +151,7 @@ def _row(
     )
 
 
-def _written(config: BenchConfig, model: LoadedModel, name: str, folder: Path, size_hw: tuple[int, int]) -> Path:
+def _written(config: BenchConfig, model: LoadedModel, name: str, folder: Path) -> Path:
     """Write the file of a format; PyTorch's is the weights."""
     form, _, kind = name.partition("-")
     if form == "pytorch":
@@ -161,7 +161,7 @@ def _written(config: BenchConfig, model: LoadedModel, name: str, folder: Path, s
         "format": form,
         "half": kind == "half",
         "int8": kind == "int8",
-        "imgsz": size_hw,
+        "imgsz": config.bench.imgsz,
         "batch": config.bench.batch,
         "device": config.device.device,
         "out": folder / f"{name}{endings[form]}",
