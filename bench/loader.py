@@ -9,11 +9,12 @@ Alone, it prints images a second at 320 and 640 pixels, with and without mosaic,
 as much to decode as photographs do.
 
 Beside the peer, both loaders run as programs of their own (see peers/README.md) on one copy of the data set; they are
-asked in turn for an epoch that is not counted, because its first batches were made ahead, and two that are. A ratio is
-the median over the rounds. Of a worker's memory three figures are given, each the largest of all workers and rounds:
-the share (what several processes share is divided among them), what it holds alone, and its peak resident size, in
-which shared memory counts in full for each of them. ``--copies`` makes a larger set of copies of the images under other
-names, so that neither side keeps all of it in memory.
+asked in turn for an epoch that is not timed, because its first batches were made ahead, and two that are. A ratio is a
+median over the rounds. A second ratio is that of the processor time that the workers take for an image, which tells the
+same on a machine that does other things, too. Of a worker's memory three figures are given, each the largest of all
+workers and rounds: the share (what several processes share is divided among them), what it holds alone, and its peak
+resident size, in which shared memory counts in full for each of them. ``--copies`` makes a larger set of copies of the
+images under other names, so that neither side keeps all of it in memory.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=1, help="make the set this many times as large")
     parser.add_argument("--peer-python", help="Python of the peer's environment")
     options = parser.parse_args()
+    if options.what == "peer" and options.rounds < 2:
+        parser.error("peer needs two rounds or more")
     if options.what == "answer":
         answer(options)
         return
@@ -109,8 +112,12 @@ def answer(options: argparse.Namespace) -> None:
     for epoch, _ in enumerate(sys.stdin, 1):
         # The first epoch is not counted: its first batches were made ahead, while the other side was measured.
         speeds = [_epoch(loader, epoch * 3 + part) for part in range(3)]
-        speed = statistics.harmonic_mean(speeds[1:])
-        print(json.dumps({"speed": speed, "workers": children_memory()}), flush=True)
+        answer = {
+            "speed": statistics.harmonic_mean(speeds[1:]),
+            "images": 3 * len(dataset),
+            "workers": children_memory(),
+        }
+        print(json.dumps(answer), flush=True)
     print(loader.spent(), file=sys.stderr)
     loader.close()
 
@@ -149,11 +156,20 @@ def compare(case: dict[str, Any], python: Path, rounds: int) -> str:
         [max(worker[kind] for pair in pairs for worker in pair[side]["workers"]) / 1e6 for side in (0, 1)]
         for kind in ("peak", "share", "own")
     )
+    cpu, their_cpu = (cpu_ms_an_image([pair[side] for pair in pairs]) for side in (0, 1))
     return (
         f"{statistics.median(ratios):.2f} times the peer's images/s (rounds {ratios[0]:.2f} to {ratios[-1]:.2f}; "
-        f"{speeds[0]:.0f} and {speeds[1]:.0f}); a worker's share of the memory {share:.0f} and {their_share:.0f} MB, "
-        f"of its own {own:.0f} and {their_own:.0f} MB, peak with all that is shared {peak:.0f} and {their_peak:.0f} MB"
+        f"{speeds[0]:.0f} and {speeds[1]:.0f}), {their_cpu / cpu:.2f} times as many for the workers' processor time "
+        f"({cpu:.1f} and {their_cpu:.1f} ms an image); a worker's share of the memory {share:.0f} and "
+        f"{their_share:.0f} MB, of its own {own:.0f} and {their_own:.0f} MB, peak with all that is shared {peak:.0f} "
+        f"and {their_peak:.0f} MB"
     )
+
+
+def cpu_ms_an_image(answers: list[dict[str, Any]]) -> float:
+    """Return the processor time of all workers for an image; other programs on the machine hardly change it."""
+    first, last = (sum(worker["cpu_ms"] for worker in answer["workers"]) for answer in (answers[0], answers[-1]))
+    return (last - first) / sum(answer["images"] for answer in answers[1:])
 
 
 class Answering:
