@@ -88,8 +88,9 @@ def begin(code: str, started: list[subprocess.Popen[str]]) -> Process:
 
 def note_of(process: Process, **changes: object) -> Note:
     here = this_machine()
-    note = Note(process.pid, process.start, here.host, here.boot, here.namespace, ("ullage", "train"), time.time())
-    return replace(note, **changes)
+    where = {"host": here.host, "boot": here.boot, "namespace": here.namespace}
+    who = {"pid": process.pid, "start": process.start, "writer_pid": process.pid, "writer_start": process.start}
+    return replace(Note(**where, **who, command=("ullage", "train"), since=time.time()), **changes)
 
 
 def make_run(project: Path, name: str, *, note: Note | None = None, events: str = "", epochs: int = 5) -> Path:
@@ -247,6 +248,33 @@ with noted_process(Path({str(folder)!r})):
     assert run.stdout == "in\n"
     assert note is not None
     assert (note.pid, note.ended) == (os.getpid(), None)
+
+
+def test_of_several_processes_the_launcher_is_noted_also_when_they_are_started_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended alone, a process would only be started again."""
+    folder = make_run(project, "run", events="s")
+    code = f"""
+import os, signal
+from pathlib import Path
+from ullage.api.note import noted_process, read_note
+with noted_process(Path({str(folder)!r})):
+    print(read_note(Path({str(folder)!r})).pid, flush=True)
+    if os.environ["DIES"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ullage-1")
+    for dies, state in (("1", "running"), ("0", "finished")):
+        environment = {**os.environ, "DIES": dies}
+        run = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment, timeout=240, check=False
+        )
+        assert run.stdout == f"{os.getpid()}\n"
+        assert read_run(folder).state == state
+    note = read_note(folder)
+    assert note is not None
+    assert "pytest" in " ".join(note.command)
 
 
 def test_a_folder_that_vanishes_does_not_hide_how_the_run_ended(project: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ullage.api.folders import FOLDER_VARIABLE, make_run_folder, remove_if_empty
 from ullage.api.note import NOTE_FILE, note_of, noted_process, read_note, refuse_running, write_note
-from ullage.api.processes import find_process
+from ullage.api.processes import command_of, find_process
 from ullage.api.runs import EVENTS_FILE, LOG_FILE, POLL_S, Run, ended_words, read_run
 from ullage.config import TrainConfig
 from ullage.errors import ConfigError, StorageError, TrainingError, UllageError
@@ -88,7 +88,7 @@ def start_detached(config: TrainConfig) -> Detached:
             found = find_process(process.pid)
             since = time.time()
             if found is not None:  # it will note itself, but only when it has imported everything
-                note = note_of(found, ["ullage", "train", *words], detached=True)
+                note = note_of(found, command_of(found), detached=True)
                 write_note(folder, note)
                 since = note.since
     except OSError as error:

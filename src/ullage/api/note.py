@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ullage.api.processes import Machine, Process, ancestors, find_process, is_alive, this_machine, this_process
+from ullage.api.processes import (
+    Machine,
+    Process,
+    ancestors,
+    command_of,
+    find_process,
+    is_alive,
+    this_machine,
+    this_process,
+)
 from ullage.errors import ConfigError, DataError, StorageError
 from ullage.zoo.atomic_file import replacing
 
@@ -32,6 +40,8 @@ class Note:
         boot: See ``Machine``.
         namespace: See ``Machine``.
         command: What was called.
+        writer_pid: Which process writes how it ended: itself, or one that it launched.
+        writer_start: When that one began.
         since: When it took the folder, seconds since 1970.
         detached: Whether it lives without a terminal.
         stop_asked: Whether somebody asked it to stop.
@@ -46,6 +56,8 @@ class Note:
     boot: str
     namespace: str
     command: tuple[str, ...]
+    writer_pid: int
+    writer_start: str
     since: float
     detached: bool = False
     stop_asked: bool = False
@@ -71,9 +83,9 @@ class Note:
         return False if rebooted else None
 
 
-def note_of(process: Process, command: Sequence[str], *, detached: bool) -> Note:
-    """Return what is to be noted of a process of this machine that begins now."""
-    here = this_machine()
+def note_of(process: Process, command: Sequence[str], *, detached: bool, writer: Process | None = None) -> Note:
+    """Return what is to be noted of a process of this machine that begins now; None: it writes its end itself."""
+    here, writer = this_machine(), writer or process
     return Note(
         pid=process.pid,
         start=process.start,
@@ -81,6 +93,8 @@ def note_of(process: Process, command: Sequence[str], *, detached: bool) -> Note
         boot=here.boot,
         namespace=here.namespace,
         command=tuple(command),
+        writer_pid=writer.pid,
+        writer_start=writer.start,
         since=round(time.time(), 3),
         detached=detached,
     )
@@ -119,7 +133,8 @@ def write_note(folder: Path, note: Note) -> None:
 def noted_process(folder: Path, *, was_noted: bool = False) -> Iterator[None]:
     """Note that this process trains in a folder, and at the end how that ended.
 
-    What an ancestor has noted stays: of several processes, the one that launched the others speaks for them.
+    Of several processes, the one that launched the others is noted, for it would start them again when they are ended.
+    What it has noted itself stays.
 
     Args:
         folder: The run's folder; it exists.
@@ -131,13 +146,12 @@ def noted_process(folder: Path, *, was_noted: bool = False) -> Iterator[None]:
     """
     before, me = _readable_note(folder), this_process()
     is_ours = before is not None and before.ended is None and _is_ours(before)
-    is_mine = before is not None and (before.pid, before.start) == (me.pid, me.start)
-    if is_ours and not (was_noted and is_mine):
+    if before is not None and is_ours and not was_noted and is_alive(before.writer_pid, before.writer_start):
         yield
         return
     refuse_running(folder)
-    in_module = os.path.basename(sys.argv[0]) == "__main__.py"
-    note = note_of(me, ["ullage", *sys.argv[1:]] if in_module else sys.argv, detached=was_noted)
+    speaker = _launcher_of(me) or me
+    note = note_of(speaker, command_of(speaker), detached=was_noted, writer=me)
     write_note(folder, replace(note, stop_asked=before.stop_asked) if was_noted and before is not None else note)
     try:
         yield
@@ -180,6 +194,11 @@ def noted(note: Note) -> Process | None:
     return found if found is not None and found.start == note.start else None
 
 
+def _launcher_of(process: Process) -> Process | None:
+    """Return the elastic launcher that started a process; None without one."""
+    return find_process(process.parent) if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
 def _is_ours(note: Note) -> bool:
     return note.machine == this_machine() and (note.pid, note.start) in ancestors()
 
@@ -202,11 +221,12 @@ def _checked(values: Any) -> Note:
     known = {field.name for field in fields(Note)}
     kept: dict[str, Any] = {key: value for key, value in values.items() if key in known}
     note = Note(**{**kept, "command": tuple(kept["command"])})
-    texts = (note.start, note.host, note.boot, note.namespace, note.error, *note.command)
+    texts = (note.start, note.writer_start, note.host, note.boot, note.namespace, note.error, *note.command)
     times = (note.since, 0.0 if note.ended is None else note.ended)
     if not (
         type(note.pid) is int
         and note.pid > 0
+        and type(note.writer_pid) is int
         and all(isinstance(text, str) for text in texts)
         and all(isinstance(when, int | float) for when in times)
         and note.outcome in (None, *_OUTCOMES)

@@ -91,6 +91,14 @@ def this_process() -> Process:
     return found
 
 
+def command_of(process: Process) -> tuple[str, ...]:
+    """Return what was called, as far as the system tells."""
+    words = tuple(word for word in _text(_PROC / str(process.pid) / "cmdline").split("\0") if word)
+    if words:
+        return words
+    return tuple(sys.argv) if process.pid == os.getpid() else ()
+
+
 def ancestors() -> set[tuple[int, str]]:
     """Return number and start of this process, its parent, and so on."""
     found: set[tuple[int, str]] = set()
