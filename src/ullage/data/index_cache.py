@@ -27,7 +27,7 @@ from ullage.data.cache import cache_folder
 from ullage.data.index import DetectionSet, Problem, Split
 from ullage.data.outlines import Outlines
 from ullage.data.packed import Numbers, Texts, pack_ids
-from ullage.data.places import file_of, is_url, state_of
+from ullage.data.places import file_of, is_url, state_of_file, state_of_url
 from ullage.data.raw import RawSplit
 from ullage.data.spec import SourceSpec, absolute
 
@@ -82,7 +82,7 @@ def fingerprint(whole: Sequence[str], others: Iterable[bytes]) -> str:
             digest.update(b"missing")
     for path in others:
         try:
-            digest.update(state_of(os.fsdecode(path)))
+            digest.update(state_of_url(os.fsdecode(path)) if b"://" in path else state_of_file(path))
         except OSError:
             digest.update(b"missing")
     return digest.hexdigest()

@@ -135,6 +135,8 @@ def _ends(path: str) -> tuple[bytes, bytes]:
         head = os.read(file, HEAD_BYTES)
         if state.st_size <= len(head):
             return head, head[-TAIL_BYTES:]
+        if hasattr(os, "pread"):
+            return head, os.pread(file, TAIL_BYTES, state.st_size - TAIL_BYTES)
         os.lseek(file, state.st_size - TAIL_BYTES, os.SEEK_SET)
         return head, os.read(file, TAIL_BYTES)
     finally:

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 from ullage.data.index import Problem
 
+_NOT_STATED = array("d", (math.nan,))
+
 
 class RawImage(NamedTuple):
     """One image as the labels name it.
@@ -91,12 +93,12 @@ class RawBoxes:
         count = len(class_ids)
         if rings:
             self.rings.update({len(self) + place: each for place, each in rings.items()})
-        self.image.extend([image] * count)
+        self.image.extend(array("q", (image,)) * count)
         self.class_id.extend(class_ids)
         self.corners.extend(corners)
-        self.crowd.extend([0] * count)
+        self.crowd.frombytes(bytes(count))
         self.line.extend(lines)
-        self.area_px2.extend([math.nan] * count)
+        self.area_px2.extend(_NOT_STATED * count)
 
 
 @dataclass

@@ -73,7 +73,8 @@ def read(spec: SourceSpec, split: Split, *, watch: Watch | None = None) -> RawSp
         if owners.setdefault(label, item.path) != item.path:
             message = f"images '{owners[label]}' and '{item.path}' share this label file; both get its boxes"
             raw.problems.append(Problem("duplicate_label", label, None, message, "kept"))
-        raw.problems += file.problems
+        if file.problems:
+            raw.problems += file.problems
         if file.state == "missing":
             missing.append((item.path, label))
         elif file.state == "unreadable":
