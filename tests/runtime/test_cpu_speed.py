@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +90,16 @@ def test_memory_is_kept_as_long_as_a_predictor_lives() -> None:
         gc.collect()
         assert host_allocator._holders == before + 1
     assert host_allocator._holders == before
+
+
+def test_trimming_gives_memory_back() -> None:
+    if host_allocator._glibc() is None:
+        pytest.skip("needs glibc")
+    pages = Path("/proc/self/statm")
+    with host_allocator.reusing_host_memory(torch.device("cpu")):
+        blocks = [torch.ones(250_000) for _ in range(200)]  # 1 MB each
+        del blocks[::2]  # gaps
+        full = int(pages.read_text().split()[1])
+        host_allocator.trim_host_memory()
+        assert (full - int(pages.read_text().split()[1])) * 4096 > 60e6
+        assert len(blocks) == 100

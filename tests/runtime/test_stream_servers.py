@@ -39,6 +39,7 @@ def fast_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rtsp(tmp_path: Path) -> Iterator[RtspServer]:
+    pytest.importorskip("aio_rtsp_toolkit")
     folder = tmp_path / "served"
     folder.mkdir()
     with VideoWriter(folder / "door.mp4", fps=25) as writer:

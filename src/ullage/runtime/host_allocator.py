@@ -50,6 +50,13 @@ def release_host_memory() -> None:
             library.malloc_trim(0)
 
 
+def trim_host_memory() -> None:
+    """Give to the system what is free now: blocks of many sizes leave gaps, which add up over hours."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
 @contextlib.contextmanager
 def reusing_host_memory(device: torch.device) -> Generator[None]:
     """Keep freed memory in the process while the block lasts, if the work is on a CPU."""

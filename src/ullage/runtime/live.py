@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 
+from ullage.runtime.host_allocator import trim_host_memory
 from ullage.runtime.passes import Pass, run_passes
 from ullage.runtime.results import Results
 from ullage.runtime.stream_hub import StreamHub
 from ullage.runtime.stream_stats import StreamStats
 
 _LIKELY_HW = (720, 1280)
+_TRIM_EVERY_S = 10.0
 
 
 class LiveResults(Iterator[Results]):
@@ -44,6 +47,11 @@ def _run(hub: StreamHub, passes: Sequence[Pass]) -> Generator[Results, None, Non
         one.warm_up(_LIKELY_HW)
     hub.start()
     try:
-        yield from run_passes(hub, passes)
+        trimmed = time.monotonic()
+        for result in run_passes(hub, passes):
+            yield result
+            if time.monotonic() - trimmed > _TRIM_EVERY_S:
+                trim_host_memory()
+                trimmed = time.monotonic()
     finally:
         hub.close()
