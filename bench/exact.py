@@ -2,10 +2,10 @@
 
     python bench/exact.py layouts --data DIR    # one batch cut in six ways; weights after ten steps, and what was seen
     python bench/exact.py kills --data DIR      # killed at random instants, resumed: the same bits
-    python bench/exact.py death                 # one of two processes killed: the run finishes by itself
-    python bench/exact.py memory                # memory runs out in one of two processes
 
-Each prints a line for every case and one in all. Nothing here is a time.
+Each prints a line for every case and one in all. Nothing here is a time. What one of two processes does to the other (it
+is killed, runs out of memory, meets what is not finite, is told to stop) is in tests/train/test_ranks.py and
+tests/e2e/test_several_processes.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -36,27 +37,52 @@ def layouts(options: argparse.Namespace) -> list[Record]:
     records: list[Record] = []
     with tempfile.TemporaryDirectory(prefix="ullage-exact-") as text:
         folder = Path(text)
+        begun = train_a_little(folder, options)
         for norm in options.norms:
             reference: Path | None = None
             for name, (ranks, micro) in LAYOUTS[norm].items():
                 here = folder / norm / name.replace(" ", "")
                 here.mkdir(parents=True)
-                run_layout(here, ranks, micro, norm, options)
+                run_layout(here, begun, ranks, micro, norm, options)
                 reference = reference or here
-                error, seen = differences(reference, here)
-                records.append({"table": "layouts", "norm": norm, "layout": name, "error": error, "same_images": seen})
-                print(f"layouts  BatchNorm {norm:12s} {name:14s} weights differ by {error:.1e} at most, "
+                distance, error, seen = differences(reference, here)
+                records.append(
+                    {
+                        "table": "layouts",
+                        "norm": norm,
+                        "layout": name,
+                        "distance": distance,
+                        "worst": error,
+                        "same_images": seen,
+                    }
+                )
+                print(f"layouts  BatchNorm {norm:12s} {name:14s} all weights {distance:.1e}, worst number {error:.1e}, "
                       f"images and boxes {'identical' if seen else 'DIFFERENT'}", flush=True)  # fmt: skip
     return records
 
 
-def run_layout(folder: Path, ranks: int, micro: int | None, norm: str, options: argparse.Namespace) -> None:
+def train_a_little(folder: Path, options: argparse.Namespace) -> Path:
+    """Train the network that all layouts begin with.
+
+    The first steps of new weights multiply any difference, also that of the last bit of a sum, hundreds of times.
+    """
+    words = [f"model={options.model}", f"data={options.data}", f"imgsz={options.imgsz}", "batch=16", "nbs=16",
+             f"epochs={options.begin_epochs}", "val=False", "plots=False", "verbose=False", "workers=0", "device=cpu",
+             f"project={folder}", "name=begun"]  # fmt: skip
+    subprocess.run([sys.executable, "-m", "ullage", "train", *words], check=True)
+    return folder / "begun" / "weights" / "best.pt"
+
+
+def run_layout(
+    folder: Path, begun: Path, ranks: int, micro: int | None, norm: str, options: argparse.Namespace
+) -> None:
     """Run ``exact_layouts.py`` in some processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = command if ranks > 1 else [sys.executable]
     words = [str(HERE / "exact_layouts.py"), str(folder), "--data", options.data, "--norm", norm, "--model",
-             options.model, "--imgsz", str(options.imgsz), "--images", str(options.images), "--batch",
-             str(options.batch), "--steps", str(options.steps), *(["--micro", str(micro)] if micro else [])]  # fmt: skip
+             str(begun), "--imgsz", str(options.imgsz), "--images", str(options.images), "--batch",
+             str(options.batch), "--steps", str(options.steps)]  # fmt: skip
+    words += ["--micro", str(micro)] if micro else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -99,7 +125,7 @@ def kills(options: argparse.Namespace) -> list[Record]:
                     continue
                 try:
                     position = torch.load(last, weights_only=True)["train"]["position"]
-                except Exception as error:  # any: that is what is measured
+                except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
                     unreadable += 1
                     print(f"kills    unreadable: {error}", flush=True)
                     break
@@ -155,6 +181,7 @@ def main() -> None:
         "--images", type=int, default=80, help="layouts: images of an epoch; a short last batch is good"
     )
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--begin-epochs", type=int, default=30, help="layouts: training before the comparison")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--norms", nargs="+", default=list(LAYOUTS))
     parser.add_argument("--kills", type=int, default=100)

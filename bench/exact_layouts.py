@@ -41,6 +41,7 @@ class Seen:
         return len(self.batches)
 
     def epoch(self, epoch: int, *, epochs: int, start_batch: int = 0) -> Iterator[Any]:
+        """Yield the batches of an epoch, as far as steps are left."""
         for batch in self.batches.epoch(epoch, epochs=epochs, start_batch=start_batch):
             if not self.left:
                 return
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--norm", choices=list(LAYOUTS), required=True)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", required=True, help="weights to start from")
     parser.add_argument("--imgsz", type=int, required=True)
     parser.add_argument("--images", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
@@ -69,7 +70,7 @@ def main() -> None:
     settings = {
         "model": options.model, "data": options.data, "imgsz": options.imgsz, "batch": options.batch,
         "nbs": options.batch, "micro_batch": options.micro, "epochs": 100, "optimizer": "SGD", "lr0": 0.01,
-        "warmup_epochs": 0, "amp": False, "val": False, "plots": False, "verbose": False, "workers": 0, "device": "cpu",
+        "amp": False, "val": False, "plots": False, "verbose": False, "workers": 0, "device": "cpu",
         "project": str(options.folder), "name": "run", "exist_ok": True, "save_minutes": 0,
         "sync_bn": options.norm == "synchronised",
     }  # fmt: skip
@@ -82,7 +83,6 @@ def main() -> None:
         torch.manual_seed(0)
         run = Run(start, open_data(config), device, choose_precision(device, False), ranks, stack)
         trainer = run.trainer(())
-        look_trained(trainer.state.network)
         if options.norm == "frozen":
             trainer.frozen = [m for m in trainer.state.network.modules() if isinstance(m, nn.BatchNorm2d)]
             set_training_mode(trainer.state.network, trainer.frozen)
@@ -99,15 +99,6 @@ def main() -> None:
             (options.folder / "seen.json").write_text(json.dumps(merged, sort_keys=True))
 
 
-@torch.no_grad()
-def look_trained(network: nn.Module) -> None:
-    """Give BatchNorm biases as trained networks have: new ones are zero, and hold nothing but rounding for long."""
-    luck = torch.Generator().manual_seed(1)
-    for norm in network.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.bias.copy_(0.1 * torch.randn(norm.bias.shape, generator=luck))
-
-
 def trainer_stop() -> Any:
     """Return a stop request that nobody makes."""
     from ullage.train.interrupts import StopRequest
@@ -115,15 +106,19 @@ def trainer_stop() -> Any:
     return StopRequest()
 
 
-def differences(one: Path, other: Path) -> tuple[float, bool]:
-    """Return the largest difference of a weight, as a part of its tensor's largest, and whether all images agree."""
+def differences(one: Path, other: Path) -> tuple[float, float, bool]:
+    """Compare two layouts.
+
+    Returns:
+        The distance of all weights and statistics, as a part of their length; the largest difference of one number, as
+        a part of its tensor's largest; whether all images and boxes agree.
+    """
     expected, got = (torch.load(folder / "weights.pt", weights_only=True) for folder in (one, other))
-    errors = [
-        float((got[key] - value).abs().max() / value.abs().max().clamp(min=1e-12))
-        for key, value in expected.items()
-        if value.is_floating_point()
-    ]
-    return max(errors), (one / "seen.json").read_text() == (other / "seen.json").read_text()
+    pairs = [(value.double(), got[key].double()) for key, value in expected.items() if value.is_floating_point()]
+    distance = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
+    length = sum(float(a.square().sum()) for a, _ in pairs) ** 0.5
+    worst = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in pairs)
+    return distance / length, worst, (one / "seen.json").read_text() == (other / "seen.json").read_text()
 
 
 if __name__ == "__main__":

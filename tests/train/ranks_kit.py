@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import traceback
@@ -30,7 +31,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> list
     for _ in processes:
         rank, value, error = answers.get(timeout=120)
         assert error is None, f"process {rank}:\n{error}"
-        found[rank] = value
+        found[rank] = torch.load(io.BytesIO(value), weights_only=False)
     for process in processes:
         process.join(30)
     return [found[rank] for rank in range(ranks)]
@@ -42,7 +43,9 @@ def _one(function: Callable[..., Any], rank: int, ranks: int, port: int, argumen
     torch.set_num_threads(1)
     try:
         with joined(torch.device("cpu")) as together:
-            answers.put((rank, function(together, *arguments), None))
+            value = io.BytesIO()  # whole: a tensor in shared memory would be gone with its process
+            torch.save(function(together, *arguments), value)
+            answers.put((rank, value.getvalue(), None))
     except BaseException:
         answers.put((rank, None, traceback.format_exc()))
         raise

@@ -12,7 +12,7 @@ from torch import nn
 
 from ullage.memory import Technique, apply_techniques
 from ullage.train.ranks import Ranks
-from ullage.train.sync_norm import Circle, SyncedBatchNorm2d, synchronise_norms
+from ullage.train.sync_norm import SyncedBatchNorm2d, synchronise_norms
 
 CUTS = {2: [0, 3, 5], 3: [0, 2, 4, 5]}
 
@@ -34,8 +34,8 @@ def weigh(out: torch.Tensor, start: int) -> torch.Tensor:
 
 def in_part(ranks: Ranks, technique: str) -> dict[str, Any]:
     """Forward, backward and gradient sums of one process's images."""
-    network, circle = make_network(), Circle(ranks.size)
-    synchronise_norms(network, circle)
+    network = make_network()
+    synchronise_norms(network, ranks.size)
     start, stop = CUTS[ranks.size][ranks.rank : ranks.rank + 2]
     x = images()[start:stop].requires_grad_()
     names = {name: Technique.parse(technique) for name in ("0", "1")} if technique != "none" else {}
@@ -63,9 +63,9 @@ def test_parts_make_the_whole(size: int, technique: str) -> None:
 
 
 def one_is_empty(ranks: Ranks) -> torch.Tensor:
-    network, circle = make_network(), Circle(ranks.size)
-    synchronise_norms(network, circle)
-    circle.size = 1
+    network = make_network()
+    circle = synchronise_norms(network, ranks.size)
+    circle.begin(1)
     if ranks.rank == 0:
         network(images()[:2])
     return network[0][1].running_mean

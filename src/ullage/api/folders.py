@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_PROJECT = Path("runs") / "detect"
+LAUNCH_FILE = "launch.json"
+NOTES = ("process.json", LAUNCH_FILE)  # which processes train, or did, in a folder
 # Set for a training that is started detached: its folder was made, and told to the user, before it began.
 FOLDER_VARIABLE = "ULLAGE_RUN_FOLDER"
 _REPORTED = ("torch", "torchvision", "numpy", "opencv-python-headless", "pydantic", "faster-coco-eval")
@@ -64,10 +66,15 @@ def make_run_folder(settings: FolderSettings, *, verb: str) -> Path:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a run that never began, unless something is in it."""
-    for empty in (folder / "weights", folder):
-        with contextlib.suppress(OSError):
-            empty.rmdir()
+    """Remove the folder of a run that never began, unless there is more in it than notes of processes."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in folder.iterdir()} - {"weights", *NOTES}:
+            return
+        if (folder / "weights").exists():
+            (folder / "weights").rmdir()
+        for note in NOTES:
+            (folder / note).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

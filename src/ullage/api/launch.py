@@ -229,10 +229,12 @@ def _environment(values: Mapping[str, str]) -> Generator[None]:
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
     """Keep the launcher from telling what we tell ourselves."""
-    logger = logging.getLogger("torch.distributed.elastic")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ullage._version import __version__
+from ullage.api.announce import announcement
 from ullage.api.evaluate import Judgement, OnBatch, judge_all
 from ullage.api.folders import describe_environment, write_text
 from ullage.api.loading import LoadingReport
@@ -22,7 +23,7 @@ from ullage.api.pictures import EvalPictures, PicturedBatches
 from ullage.api.plan import plan_training, worst_boxes
 from ullage.api.rehearsal import Validation, Worst, rehearse
 from ullage.api.start import RESTARTED, Start
-from ullage.api.train_checks import TrainData, train_sizes, unused_by_auto
+from ullage.api.train_checks import TrainData, train_sizes
 from ullage.api.val import eval_predictor, save_figures
 from ullage.config import EvalSettings
 from ullage.data.host import fit_host_memory
@@ -47,7 +48,7 @@ from ullage.train.ranks import Ranks, local_ranks
 from ullage.train.records import record_listeners
 from ullage.train.schedule import Schedule, choose_optimiser
 from ullage.train.state import TrainState
-from ullage.train.sync_norm import Circle, synchronise_norms
+from ullage.train.sync_norm import synchronise_norms
 from ullage.units import parse_bytes
 from ullage.zoo.checkpoint_file import write_checkpoint
 
@@ -89,8 +90,7 @@ class Run:
         self.console = ConsoleProgress() if self.config.run.verbose and ranks.is_main else None
         if self.console is not None:
             stack.callback(self.console.close)
-        self.folder = start.folder
-        restarted = os.environ.get(RESTARTED, "")
+        self.folder, restarted = start.folder, os.environ.get(RESTARTED, "")
         self.notices = [f"{restarted}: started again, from the last checkpoint"] if restarted else []
         settings = self.config.data
         sizes = train_sizes(settings.imgsz, settings.multi_scale)
@@ -109,14 +109,13 @@ class Run:
             device_type=device.type,
         )
         self.notices += host.notes
-        workers = host.workers if host.notes else workers
         self.batches = TrainLoader(
             data.train,
             batch=settings.batch,
             imgsz=self.imgsz,
             augment=self.config.augment,
             seed=self.config.run.seed,
-            workers=workers,
+            workers=host.workers if host.notes else workers,
             cache=host.cache,
             rect=settings.rect,
             sizes=sizes,
@@ -131,14 +130,14 @@ class Run:
                 data.val,
                 imgsz=self.imgsz,
                 batch=self.share,
-                workers=workers,
+                workers=host.workers if host.notes else workers,
                 device_type=device.type,
                 rank=ranks.rank,
                 ranks=ranks.size,
             )
             stack.callback(self.eval_batches.close)
-        run = self.config.run
-        self.keeping = Keeping(self.folder / "weights", write_checkpoint, run.save_period, 60 * run.save_minutes)
+        keep = self.config.run
+        self.keeping = Keeping(self.folder / "weights", write_checkpoint, keep.save_period, 60 * keep.save_minutes)
         self.loss = DetectionLoss.from_settings(self.config.loss, num_classes=len(data.train.names))
         self.eval_settings = EvalSettings()
         self.patience = Patience(on_oom=self.config.memory.on_oom, tell=self._tell)
@@ -147,9 +146,7 @@ class Run:
     def trainer(self, listeners: Sequence[Listener]) -> Trainer:
         """Build network, optimiser and loop."""
         config, network = self.config, self._network()
-        circle = Circle(self.ranks.size) if config.device.sync_bn and self.ranks.size > 1 else None
-        if circle is not None:
-            synchronise_norms(network, circle)
+        circle = synchronise_norms(network, self.ranks.size) if config.device.sync_bn else None
         choice = choose_optimiser(
             config.optim, images=len(self.data.train), batch=config.data.batch, num_classes=network.num_classes
         )
@@ -261,29 +258,12 @@ class Run:
         return [*listeners, self.console] if self.console is not None else listeners
 
     def _announce(self, trainer: Trainer, network: Detector, optimiser: str, lr0: float) -> None:
-        parameters = sum(p.numel() for p in network.parameters())
-        schedule, images = trainer.schedule, len(self.data.train)
-        accumulated = f", {schedule.accumulate} batches a step" if schedule.accumulate > 1 else ""
-        where = (
-            str(self.device)
-            if self.ranks.size == 1
-            else f"{self.ranks.size} processes ({self.config.device.device or self.device.type})"
-        )
-        texts = [
-            f"{self.start.model.model_name}: {parameters:,} parameters, {network.num_classes} classes, on "
-            f"{where} in {self.precision.name}; {optimiser}, lr0 {lr0:g}{accumulated}",
-            f"{images:,} training images with {len(self.data.train.class_ids_N):,} boxes, "
-            f"{len(self.data.val) if self.data.val is not None else 0:,} validation images; results in '{self.folder}'",
-        ]
-        problems = len(self.data.train.problems) + (len(self.data.val.problems) if self.data.val is not None else 0)
-        if problems:
-            texts.append(
-                f"{problems} problems in the data; 'ullage data check data={self.config.data.data}' lists them"
-            )
-        if unused := unused_by_auto(self.config.optim):
-            texts.append(
-                f"optimizer=auto sets its own lr0 and momentum, {unused} is not used: name an optimizer to keep it"
-            )
+        devices = self.config.device.device or self.device.type
+        texts = announcement(
+            self.config, self.data, network, name=self.start.model.model_name, optimiser=optimiser, lr0=lr0,
+            where=str(self.device) if self.ranks.size == 1 else f"{self.ranks.size} processes ({devices})",
+            precision=self.precision.name, accumulate=trainer.schedule.accumulate, folder=self.folder,
+        )  # fmt: skip
         for text in [*texts, *self.notices]:
             trainer.tell(Notice(text))
 

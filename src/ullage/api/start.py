@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ullage.api.folders import DEFAULT_PROJECT, make_run_folder, write_text
+from ullage.api.folders import DEFAULT_PROJECT, LAUNCH_FILE, make_run_folder, write_text
 from ullage.api.models import WEIGHT_SUFFIXES, LoadedModel, from_weights, load_model
 from ullage.config import TrainConfig
 from ullage.errors import ConfigError, StorageError, TrainingError, WeightsError
@@ -23,7 +23,6 @@ RESUMABLE_WITH = frozenset(
         "save_minutes",
     )
 )  # fmt: skip
-LAUNCH_FILE = "launch.json"
 RESTARTED = "ULLAGE_RESTARTED"  # environment: why a launcher starts the processes of a run again
 
 

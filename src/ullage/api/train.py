@@ -7,16 +7,24 @@ from collections.abc import Sequence
 
 import torch
 
+from ullage.api.detached import refuse_detached
 from ullage.api.folders import remove_if_empty
 from ullage.api.launch import launch
 from ullage.api.models import LoadedModel
+from ullage.api.note import noted_process
 from ullage.api.run import Run, TrainResult
 from ullage.api.start import Start, begin, checkpoint_to_resume, go_on, launched_folder, note_launch
-from ullage.api.train_checks import check_same_classes, check_smallest_batch, check_techniques, open_data
+from ullage.api.train_checks import (
+    TrainData,
+    check_same_classes,
+    check_smallest_batch,
+    check_techniques,
+    open_data,
+)
 from ullage.config import TrainConfig
 from ullage.errors import MemoryBudgetError, StorageError
 from ullage.train.host_allocator import reusing_host_memory
-from ullage.train.precision import choose_precision, device_names, rank_device
+from ullage.train.precision import Precision, choose_precision, device_names, rank_device
 from ullage.train.process import repeatable_kernels
 from ullage.train.protocols import Listener
 from ullage.train.ranks import Ranks, joined, wanted_ranks
@@ -40,6 +48,7 @@ def train(config: TrainConfig, *, model: LoadedModel | None = None, listeners: S
         RankLost: Another process of the run is gone.
         KeyboardInterrupt: Asked to stop; ``weights/last.pt`` holds everything.
     """
+    refuse_detached(config)
     if wanted_ranks() == 1 and len(device_names(config.device.device)) > 1:
         return launch(config, model=model, listeners=listeners)
     device = rank_device(config.device.device)
@@ -68,18 +77,31 @@ def _train(
         note_launch(start.folder)
     torch.manual_seed(config.run.seed)
 
+    try:
+        return _run(start, data, device, precision, ranks, listeners)
+    except MemoryBudgetError:
+        if ranks.is_main and start.payload is None:
+            remove_if_empty(start.folder)  # nothing fits, nothing was begun
+        raise
+
+
+def _run(
+    start: Start,
+    data: TrainData,
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
+    listeners: Sequence[Listener],
+) -> TrainResult:
     with (
-        repeatable_kernels(device, config.run.deterministic),
+        repeatable_kernels(device, start.config.run.deterministic),
         reusing_host_memory(device),
         contextlib.ExitStack() as stack,
     ):
-        try:
-            run = Run(start, data, device, precision, ranks, stack)
-            trainer = run.trainer(listeners)
-        except MemoryBudgetError:
-            if ranks.is_main:
-                remove_if_empty(start.folder)  # nothing fits, nothing was begun
-            raise
+        if ranks.is_main:
+            stack.enter_context(noted_process(start.folder))
+        run = Run(start, data, device, precision, ranks, stack)
+        trainer = run.trainer(listeners)
         if start.payload is None and ranks.is_main:
             run.write_descriptions()
         try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ullage.api.plan import check_technique
-from ullage.config import OptimSettings, TrainConfig
+from ullage.config import TrainConfig
 from ullage.config.data import STRIDE
 from ullage.data.index import DetectionSet
 from ullage.data.source import open_dataset
@@ -19,16 +19,6 @@ class TrainData:
 
     train: DetectionSet
     val: DetectionSet | None
-
-
-def unused_by_auto(settings: OptimSettings) -> str:
-    """Name what was set although ``optimizer="auto"`` decides it; empty when nothing was."""
-    if settings.optimizer != "auto":
-        return ""
-    fields = {key: OptimSettings.model_fields[key].default for key in ("lr0", "momentum")}
-    return " and ".join(
-        f"{key}={getattr(settings, key):g}" for key, default in fields.items() if getattr(settings, key) != default
-    )
 
 
 def train_sizes(imgsz: int | tuple[int, int], multi_scale: bool) -> tuple[int, int] | None:

@@ -116,13 +116,18 @@ class _Failure:
         return self
 
 
-def default_workers(device_type: str) -> int:
+def default_workers(device_type: str, *, processes: int = 1) -> int:
     """Choose how many loader processes serve a network on a device.
 
     A GPU leaves the cores idle, so all but one load, up to 8. A CPU that also trains has no core to give away: a sample
     costs a few percent of its training step, so one process is enough, and with two cores it only gets in the way.
+
+    Args:
+        device_type: ``"cpu"`` or another.
+        processes: How many training processes share the machine's cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(cores // processes, 1)
     if device_type == "cpu":
         return 0 if cores <= 2 else 1 if cores <= 8 else 2
     return max(min(cores - 1, 8), 1)

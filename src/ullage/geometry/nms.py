@@ -67,7 +67,8 @@ def _suppress(
     kept. Each block meets what was kept before: the time grows with N, where that of a single pass grows with its
     square. Blocks grow up to a limit, since each costs a loop over the classes.
     """
-    from torchvision.ops import batched_nms  # as late as this: it takes as long to import as torch itself
+    # As late as this: it takes as long to import as torch itself. It ships no type stubs.
+    from torchvision.ops import batched_nms  # pyright: ignore[reportMissingTypeStubs]
 
     order_N = scores_N.argsort(descending=True, stable=True)
     kept, start, size = order_N[:0], 0, max(_BLOCK, 2 * max_det)

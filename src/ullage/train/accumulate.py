@@ -97,7 +97,9 @@ class Accumulator:
                 if not is_out_of_memory(error):
                     raise
                 reason = reason_of(error)
-                if self.circle is not None:  # the others wait for it inside their passes, and cannot be asked
+                if (
+                    self.circle is not None and self.ranks.size > 1
+                ):  # the others wait for it inside their passes, and cannot be asked
                     raise self.relief.refusal("a training step with sync_bn=True", reason) from None
             images = sum(batch.images_BCHW.shape[0] for batch in group)
             boxes = sum(len(batch.targets) for batch in group)
@@ -143,7 +145,7 @@ class Accumulator:
         passes = 1 if memory is None or memory.micro_batch is None else -(-counts[0] // memory.micro_batch)
         for number in range(passes):
             cuts = [(count * number // passes, count * (number + 1) // passes) for count in counts]
-            self.circle.size = sum(stop > start for start, stop in cuts)
+            self.circle.begin(sum(stop > start for start, stop in cuts))
             start, stop = cuts[self.ranks.rank]
             if stop > start:
                 yield start, stop

@@ -1,13 +1,16 @@
 """BatchNorm over the images of all processes, on any device. Shape letters: B images, C channels, H W size.
 
-PyTorch's own ``SyncBatchNorm`` runs on GPUs only. This one is the same arithmetic on all devices: every process tells
-the others mean, variance and count of its part (Chan et al. 1979 puts them together), and in backward two sums a
-channel. ``state_dict`` and evaluation are those of the ``BatchNorm2d`` that it was.
+PyTorch's own ``SyncBatchNorm`` runs on GPUs only. This one is the same arithmetic on all devices and for any number of
+processes, one included: each tells the others mean, variance and count of its part (Chan et al. 1979 puts them
+together), and in backward two sums a channel. ``state_dict`` and evaluation are those of the ``BatchNorm2d`` it was.
+
+Differs from ``BatchNorm2d`` in rounding: PyTorch's kernel for CPUs gathers a batch's statistics less exactly (on real
+images up to .4 % of a deep layer's mean in float32, against .006 % here).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -18,6 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ullage.memory import register_norm
 
+Statistics: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _backward: Any = torch.ops.aten.native_batch_norm_backward
 
 
@@ -28,7 +32,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise; every process of the circle must be here as often as the others."""
-        if not self.training or self.circle.size == 1:
+        if not self.training:
             return super().forward(input)
         assert self.momentum is not None
         if self.num_batches_tracked is not None:
@@ -48,13 +52,38 @@ class Circle:
     def __init__(self, ranks: int) -> None:
         self.size = ranks
         self._groups: dict[int, Any] = {size: dist.new_group(list(range(size))) for size in range(2, ranks + 1)}
+        self._found: dict[int, list[tuple[torch.Tensor, Statistics]]] = {}
+
+    def begin(self, size: int) -> None:
+        """Begin a pass in which the first so many processes take part."""
+        self.size = size
+        self._found.clear()
+
+    def statistics(self, layer: int, own: torch.Tensor) -> Statistics:
+        """Return mean, variance and count of all values, from what this process has found in its own.
+
+        A block that backward runs once more asks nobody: the others may not run theirs again.
+
+        Args:
+            layer: Tells layers apart.
+            own: Means, variances, count.
+        """
+        found = self._found.setdefault(layer, [])
+        if torch._C._current_graph_task_id() != -1:  # pyright: ignore  # inside backward
+            same = found if len(found) == 1 else [one for one in found if torch.equal(one[0], own)]
+            if not same:
+                raise RuntimeError("a block did not do the same when it was run again; use technique='recompute' there")
+            return same[0][1]
+        together = _put_together(self.gather(own))
+        found.append((own, together))
+        return together
 
     def __deepcopy__(self, memo: object) -> Circle:
         return self  # it stands for the same processes
 
     def gather(self, own: torch.Tensor) -> list[torch.Tensor]:
         """Return what every process tells."""
-        if isinstance(own, FakeTensor):  # a plan is made: memory alone is asked for
+        if self.size == 1 or isinstance(own, FakeTensor):  # a plan is made: memory alone is asked for
             return [own]
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own, group=self._groups[self.size])
@@ -62,17 +91,19 @@ class Circle:
 
     def add(self, own: torch.Tensor) -> None:
         """Add up what every process tells, in place."""
-        if not isinstance(own, FakeTensor):
+        if self.size > 1 and not isinstance(own, FakeTensor):
             dist.all_reduce(own, group=self._groups[self.size])
 
 
-def synchronise_norms(network: nn.Module, circle: Circle) -> None:
-    """Turn every ``BatchNorm2d`` of a network into one over all processes of a circle."""
+def synchronise_norms(network: nn.Module, ranks: int) -> Circle:
+    """Turn every ``BatchNorm2d`` of a network into one over all of so many processes; all of them must do so."""
+    circle = Circle(ranks)
     for norm in network.modules():
         if type(norm) is nn.BatchNorm2d:
             norm.__class__ = SyncedBatchNorm2d
             assert isinstance(norm, SyncedBatchNorm2d)
             norm.circle = circle
+    return circle
 
 
 def synced_batch_norm(
@@ -103,7 +134,7 @@ def _run(
     circle: Circle,
 ) -> tuple[torch.Tensor, Any, tuple[Any, ...]]:
     """Return the result, and what makes it again: the affine half, with the statistics of all."""
-    mean_C, var_C, count = _statistics_of_all(x_BCHW, circle)
+    mean_C, var_C, count = circle.statistics(id(weight_C), _statistics(x_BCHW))
     if running_mean_C is not None and running_var_C is not None:
         with torch.no_grad():
             running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)
@@ -124,15 +155,18 @@ def _again(
 
 
 @torch.no_grad()
-def _statistics_of_all(x_BCHW: torch.Tensor, circle: Circle) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return mean and variance (biased) of the values of all processes, in float32, and how many there are."""
-    own = x_BCHW.numel() // x_BCHW.shape[1]
+def _statistics(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return means, variances (biased) and the count of the values of every channel, in float32, in one row."""
     var_C, mean_C = torch.var_mean(x_BCHW.float(), (0, 2, 3), correction=0)
-    parts = circle.gather(torch.cat((mean_C, var_C, mean_C.new_full((1,), own))))
-    all_RN = torch.stack(parts) if x_BCHW.device.type == "mps" else torch.stack(parts).double()
-    counts_R1, channels = all_RN[:, -1:], x_BCHW.shape[1]
+    return torch.cat((mean_C, var_C, mean_C.new_full((1,), x_BCHW.numel() // x_BCHW.shape[1])))
+
+
+@torch.no_grad()
+def _put_together(rows: list[torch.Tensor]) -> Statistics:
+    all_RN = torch.stack(rows) if rows[0].device.type == "mps" else torch.stack(rows).double()
+    counts_R1, channels = all_RN[:, -1:], all_RN.shape[1] // 2
     total = counts_R1.sum()
-    means_RC, vars_RC = all_RN[:, :channels], all_RN[:, channels : 2 * channels]
+    means_RC, vars_RC = all_RN[:, :channels], all_RN[:, channels:-1]
     mean_C = (means_RC * counts_R1).sum(0) / total
     var_C = ((vars_RC + (means_RC - mean_C).square()) * counts_R1).sum(0) / total
     return mean_C.float(), var_C.float(), total.float()
