@@ -3,8 +3,8 @@
     python bench/exact.py layouts --data DIR    # one batch cut in six ways; weights after ten steps, and what was seen
     python bench/exact.py kills --data DIR      # killed at random instants, resumed: the same bits
 
-Each prints a line for every case and one in all. Nothing here is a time. What one of two processes does to the other (it
-is killed, runs out of memory, meets what is not finite, is told to stop) is in tests/train/test_ranks.py and
+Each prints a line for every case and one in all. Nothing here is a time. What one of two processes does to the other
+when it is killed, runs out of memory or is told to stop is in tests/train/test_ranks.py and
 tests/e2e/test_several_processes.py.
 """
 
@@ -15,7 +15,7 @@ import json
 import os
 import pickle
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -92,58 +92,71 @@ def run_layout(
 def kills(options: argparse.Namespace) -> list[Record]:
     """Kill a run at random instants until it has come to its end; compare with one that nobody disturbed."""
     luck = random.Random(options.seed)
+    counts = dict.fromkeys(
+        ("kills", "mid-epoch", "while a checkpoint was written", "before the first", "unreadable"), 0
+    )
+    differing = runs = 0
     with tempfile.TemporaryDirectory(prefix="ullage-kills-") as text:
         folder = Path(text)
-        whole = folder / "whole"
-        began = time.monotonic()
-        train(whole, options).wait()
-        length = time.monotonic() - began
-        expected = last_of(whole)
-        done = resumed = unreadable = rounds = 0
-        inside = {"mid-epoch": 0, "while a checkpoint was written": 0, "before the first": 0}
-        differing: list[str] = []
-        while done < options.kills:
-            rounds += 1
-            broken = folder / f"broken{rounds}"
+        train(folder / "whole", options).wait()
+        expected = last_of(folder / "whole")
+        while counts["kills"] < options.kills:
+            runs += 1
+            broken = folder / f"broken{runs}"
             process = train(broken, options)
-            while True:
-                time.sleep(luck.uniform(0.3, 0.6) * length)
-                if process.poll() is not None or done >= options.kills:
-                    break
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                done += 1
-                last = broken / "run" / "weights" / "last.pt"
-                leftovers = list(last.parent.glob(".last.pt.*.tmp")) if last.parent.exists() else []
-                inside["while a checkpoint was written"] += bool(leftovers)
-                for leftover in leftovers:
-                    leftover.unlink()
-                if not last.exists():
-                    inside["before the first"] += 1
-                    process = train(folder / f"broken{rounds}-{done}", options)
-                    broken = folder / f"broken{rounds}-{done}"
-                    continue
-                try:
-                    position = torch.load(last, weights_only=True)["train"]["position"]
-                except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-                    unreadable += 1
-                    print(f"kills    unreadable: {error}", flush=True)
-                    break
-                inside["mid-epoch"] += position["batch"] > 0
-                resumed += 1
-                process = train(broken, options, resume=last)
+            while counts["kills"] < options.kills and survives(process, broken, luck):
+                process = go_on(process, broken, counts, options)
             process.wait()
-            if (broken / "run" / "weights" / "last.pt").exists():
-                differing += different(expected, last_of(broken))
-            print(f"kills    {done} so far, {resumed} resumed, {unreadable} unreadable files, {len(differing)} tensors "
-                  f"differ; {', '.join(f'{count} {what}' for what, count in inside.items())}", flush=True)  # fmt: skip
-    return [{"table": "kills", "kills": done, "resumed": resumed, "unreadable": unreadable, "differing": len(differing),
-             **inside}]  # fmt: skip
+            differing += len(different(expected, last_of(broken)))
+            told = ", ".join(f"{count} {what}" for what, count in counts.items())
+            print(f"kills    {told}; {runs} runs came to their end, {differing} tensors differ", flush=True)
+    return [{"table": "kills", **counts, "runs": runs, "differing": differing}]
+
+
+def survives(process: subprocess.Popen[bytes], project: Path, luck: random.Random) -> bool:
+    """Wait until a random instant, mostly while it trains; return whether the process still lives."""
+    last, began = project / "run" / "weights" / "last.pt", time.monotonic()
+    before = last.stat().st_mtime_ns if last.exists() else 0
+    if luck.random() < 0.1:  # while it starts
+        time.sleep(luck.uniform(0, 5))
+        return process.poll() is None
+    while process.poll() is None and time.monotonic() - began < 120:
+        if last.exists() and last.stat().st_mtime_ns != before:
+            time.sleep(luck.uniform(0, 1.5))
+            break
+        time.sleep(0.005)
+    return process.poll() is None
+
+
+def go_on(
+    process: subprocess.Popen[bytes], project: Path, counts: dict[str, int], options: argparse.Namespace
+) -> subprocess.Popen[bytes]:
+    """Kill a run, look at what it left, and start it again from there."""
+    process.kill()
+    process.wait()
+    counts["kills"] += 1
+    last = project / "run" / "weights" / "last.pt"
+    leftovers = list(last.parent.glob(".last.pt.*.tmp")) if last.parent.exists() else []
+    counts["while a checkpoint was written"] += bool(leftovers)
+    for leftover in leftovers:
+        leftover.unlink()
+    if not last.exists():
+        counts["before the first"] += 1
+        shutil.rmtree(project, ignore_errors=True)
+        return train(project, options)
+    try:
+        counts["mid-epoch"] += torch.load(last, weights_only=True)["train"]["position"]["batch"] > 0
+    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        counts["unreadable"] += 1
+        print(f"kills    unreadable: {error}", flush=True)
+        shutil.rmtree(project, ignore_errors=True)
+        return train(project, options)
+    return train(project, options, resume=last)
 
 
 def train(project: Path, options: argparse.Namespace, *, resume: Path | None = None) -> subprocess.Popen[bytes]:
     """Start a short training in a process of its own; ``last.pt`` is written after every step."""
-    words = ["model=yolo11n", f"data={options.data}", "imgsz=64", "batch=8", "nbs=16", "epochs=3", "fraction=0.1",
+    words = ["model=yolo11n", f"data={options.data}", "imgsz=64", "batch=8", "nbs=16", "epochs=15", "fraction=0.1",
              "val=False", "plots=False", "workers=0", "device=cpu", f"project={project}", "name=run",
              "save_minutes=1e-9", "verbose=False"]  # fmt: skip
     words = words if resume is None else ["resume", f"model={resume}", "verbose=False"]
