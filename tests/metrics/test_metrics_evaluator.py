@@ -211,3 +211,15 @@ def test_an_image_counts_once_and_areas_go_with_labels():
 def test_wrong_settings_are_refused(settings):
     with pytest.raises(ConfigError):
         DetectionEvaluator(**settings)
+
+
+def test_what_several_judged_together_is_what_one_judged():
+    scenes = [([(0, *A)], [(0, *A, 0.9)]), ([(0, *B)], [(0, *FAR, 0.8)]), ([(0, *A), (0, *B)], [(0, *B, 0.7)])]
+    whole, first, second = judge(scenes), judge(scenes[:1]), DetectionEvaluator(names=["0"])
+    for number, (labels, found) in enumerate(scenes[1:], 1):
+        second.add(number, make_labels(labels), make_detections(found), SIZE_HW)
+    first.take(second.images())
+    assert len(first) == 3
+    assert first.compute().results_dict == whole.compute().results_dict
+    with pytest.raises(DataError, match="every image counts once"):
+        first.take(second.images())
