@@ -66,6 +66,18 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    """Every entry carries a checksum, which is looked at when it is read."""
+    path = tmp_path / "last.pt"
+    values = torch.arange(5000.0)
+    write_checkpoint(path, payload(weights={"w": values}))
+    data = bytearray(path.read_bytes())
+    data[data.find(values.numpy().tobytes()[4000:4040])] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match="damaged"):
+        read_checkpoint(path)
+
+
 def test_weights_of_a_checkpoint_prefer_the_average(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "x.pt", payload())
     weights = read_weights(tmp_path / "x.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,7 +132,7 @@ def _train(config: TrainConfig, watch: RunWatch) -> None:
 
     with detached_here():
         result = train(config, listeners=[watch])
-    if config.run.verbose:
+    if config.run.verbose and os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
         print(f"results in {result.run_dir}")
     return None
 
