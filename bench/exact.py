@@ -2,6 +2,7 @@
 
     python bench/exact.py layouts --data DIR    # one batch cut in six ways; weights after ten steps, and what was seen
     python bench/exact.py kills --data DIR      # killed at random instants, resumed: the same bits
+    python bench/exact.py nodes                 # two machines (network namespaces: Linux, root), the link cut for 30 s
 
 Each prints a line for every case and one in all. Nothing here is a time. What one of two processes does to the other
 when it is killed, runs out of memory or is told to stop is in tests/train/test_ranks.py and
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 
 from exact_layouts import LAYOUTS, differences
+from exact_nodes import cut_and_mend, train_here
 from records import Record, append
 
 RESULTS = Path(__file__).parent / "results" / "exact.jsonl"
@@ -181,7 +183,20 @@ def different(one: Any, other: Any, place: str = "") -> list[str]:
     return []
 
 
-TABLES = {"layouts": layouts, "kills": kills}
+def nodes(options: argparse.Namespace) -> list[Record]:
+    """Cut the link between two machines for a while; compare with two processes of one machine."""
+    with tempfile.TemporaryDirectory(prefix="ullage-nodes-") as text:
+        last, silence = cut_and_mend(Path(text), options.cut_seconds, options.epochs)
+        told, other = (torch.load(file, weights_only=True) for file in (last, train_here(Path(text), options.epochs)))
+        differing = different({"w": told["weights"], "e": told["ema"]}, {"w": other["weights"], "e": other["ema"]})
+    record = {"table": "nodes", "cut_seconds": options.cut_seconds, "silence": round(silence, 1),
+              "differing": len(differing)}  # fmt: skip
+    print(f"nodes    link cut for {options.cut_seconds:g} s, nothing new for {silence:.1f} s, then on to the end; "
+          f"{len(differing)} tensors differ from two processes of one machine")  # fmt: skip
+    return [record]
+
+
+TABLES = {"layouts": layouts, "kills": kills, "nodes": nodes}
 
 
 def main() -> None:
@@ -198,13 +213,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--norms", nargs="+", default=list(LAYOUTS))
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--cut-seconds", type=float, default=30.0, help="nodes")
+    parser.add_argument("--epochs", type=int, default=20, help="nodes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     records = TABLES[options.table](options)
     for record in records:
         append(options.results, {**record, "torch": torch.__version__, "steps": options.steps})
-    print(json.dumps(records[-1]) if options.table == "kills" else summary(records, options.steps))
+    print(summary(records, options.steps) if options.table == "layouts" else json.dumps(records[-1]))
 
 
 def summary(records: list[Record], steps: int) -> str:
