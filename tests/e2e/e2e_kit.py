@@ -109,6 +109,7 @@ _FORKS.set_forkserver_preload(["ullage.api", "ullage.apps.cli.verbs", "ullage.ap
 
 
 def _in_child(call: list[str], folder: Path, streams: tuple[Path, Path], before: Callable[[], None] | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may be immune to it
     os.chdir(folder)
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
