@@ -45,7 +45,7 @@ def layouts(options: argparse.Namespace) -> list[Record]:
             for name, (ranks, micro) in LAYOUTS[norm].items():
                 here = folder / norm / name.replace(" ", "")
                 here.mkdir(parents=True)
-                run_layout(here, begun, ranks, micro, norm, options)
+                run_layout(here, begun, ranks, micro, norm, options, nudge=name.endswith("nudged"))
                 reference = reference or here
                 distance, error, seen = differences(reference, here)
                 records.append(
@@ -76,7 +76,14 @@ def train_a_little(folder: Path, options: argparse.Namespace) -> Path:
 
 
 def run_layout(
-    folder: Path, begun: Path, ranks: int, micro: int | None, norm: str, options: argparse.Namespace
+    folder: Path,
+    begun: Path,
+    ranks: int,
+    micro: int | None,
+    norm: str,
+    options: argparse.Namespace,
+    *,
+    nudge: bool,
 ) -> None:
     """Run ``exact_layouts.py`` in some processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -84,7 +91,7 @@ def run_layout(
     words = [str(HERE / "exact_layouts.py"), str(folder), "--data", options.data, "--norm", norm, "--model",
              str(begun), "--imgsz", str(options.imgsz), "--images", str(options.images), "--batch",
              str(options.batch), "--steps", str(options.steps)]  # fmt: skip
-    words += ["--micro", str(micro)] if micro else []
+    words += [*(["--micro", str(micro)] if micro else []), *(["--nudge"] if nudge else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -226,12 +233,14 @@ def main() -> None:
 
 def summary(records: list[Record], steps: int) -> str:
     """Return the verdict on all layouts."""
-    worst = {norm: max((r["error"] for r in records if r["norm"] == norm), default=0.0) for norm in LAYOUTS}
+    told: list[str] = []
+    for norm in LAYOUTS:
+        part = [record for record in records if record["norm"] == norm and "nudged" not in record["layout"]]
+        if part:
+            distance, worst = (max(record[key] for record in part) for key in ("distance", "worst"))
+            told.append(f"BatchNorm {norm}: all weights {distance:.1e}, worst number {worst:.1e}")
     same = all(record["same_images"] for record in records)
-    told = ", ".join(f"BatchNorm {norm} {error:.1e}" for norm, error in worst.items() if error or norm == "frozen")
-    return (
-        f"layouts  weights after {steps} steps differ by {told} at most; images {'identical' if same else 'DIFFERENT'}"
-    )
+    return f"layouts  after {steps} steps {'; '.join(told)}; images and boxes {'identical' if same else 'DIFFERENT'}"
 
 
 if __name__ == "__main__":

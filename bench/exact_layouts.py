@@ -27,8 +27,11 @@ LAYOUTS: dict[str, dict[str, tuple[int, int | None]]] = {
         "1 x 32": (1, None), "4 x 8": (1, 8), "32 x 1": (1, 1), "5 unequal": (1, 7), "2 proc. x 16": (2, None),
         "2 x (2 x 8)": (2, 8), "4 proc. x 8": (4, None), "3 proc.": (3, None),
     },
-    "synchronised": {"1 x 32": (1, None), "2 proc. x 16": (2, None), "4 proc. x 8": (4, None)},
+    "synchronised": {
+        "1 x 32": (1, None), "2 proc. x 16": (2, None), "4 proc. x 8": (4, None), "1 x 32 nudged": (1, None),
+    },
 }  # fmt: skip
+NUDGE = 1e-7  # about one bit in float32: what any other order of additions does to a weight
 
 
 class Seen:
@@ -65,6 +68,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--micro", type=int)
+    parser.add_argument("--nudge", action="store_true", help="change every weight by one part in ten millions")
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = {
@@ -83,6 +87,11 @@ def main() -> None:
         torch.manual_seed(0)
         run = Run(start, open_data(config), device, choose_precision(device, False), ranks, stack)
         trainer = run.trainer(())
+        if options.nudge:
+            luck = torch.Generator().manual_seed(2)
+            with torch.no_grad():
+                for p in trainer.state.network.parameters():
+                    p.mul_(1 + NUDGE * torch.randn(p.shape, generator=luck))
         if options.norm == "frozen":
             trainer.frozen = [m for m in trainer.state.network.modules() if isinstance(m, nn.BatchNorm2d)]
             set_training_mode(trainer.state.network, trainer.frozen)

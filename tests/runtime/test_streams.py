@@ -290,8 +290,8 @@ def test_video_files_play_side_by_side(tmp_path: Path, predictor: TorchPredictor
     assert [Path(one[0].path).name for one in by_stream] == ["a.mp4", "b.mp4"]
     assert [one.video_frame for one in by_stream[0]] == list(range(6))
     assert [one.time_s for one in by_stream[1]] == pytest.approx([number / 10 for number in range(9)])
-    first = [one.stream for one in found[:8]]
-    assert first.count(0) >= 3, "side by side, not one after the other"
+    turns = [one.stream for one in found]
+    assert turns not in (sorted(turns), sorted(turns, reverse=True)), "side by side, not one after the other"
 
 
 def test_the_clock_of_passes() -> None:

@@ -32,10 +32,10 @@ class TrainRunSettings(Section):
     detach: bool = Field(default=False, description="train in the background; the terminal may be closed")
     save_period: int = Field(default=-1, ge=-1, description="keep a checkpoint every n epochs; -1 keeps best and last")
     save_minutes: float = Field(
-        default=5.0, ge=0, description="write last.pt within an epoch when it is this old; 0 only at its end"
+        default=5.0, ge=0, description="age at which last.pt is written within an epoch; 0: at its end"
     )
     on_nan: Literal["stop", "skip"] = Field(
-        default="stop", description="a gradient that is not finite: end the run, or leave the step out"
+        default="stop", description="gradient not finite: end the run, or leave the step out"
     )
     val: bool = Field(default=True, description="evaluate after every epoch")
     plots: bool = Field(default=True, description="draw curves and sample pictures")
