@@ -46,7 +46,7 @@ class TrainDeviceSettings(EvalDeviceSettings):
 
     device: str | None = Field(
         default=None,
-        description="'cpu', 0, 'mps', or several, '0,1'; None: the first GPU, else the CPU",
+        description="'cpu', 0, 'mps', or several, '0,1'; None: the first GPU, or CPU",
     )
     sync_bn: bool = Field(default=False, description="BatchNorm over the images of all processes")
     compile: bool = Field(default=False, description="compile the network with torch.compile")
