@@ -211,12 +211,12 @@ def main() -> None:
     parser.add_argument("table", choices=list(TABLES))
     parser.add_argument("--data", default="demo", help="a data set; layouts wants real photographs")
     parser.add_argument("--model", default="yolov12n")
-    parser.add_argument("--imgsz", type=int, default=160)
+    parser.add_argument("--imgsz", type=int, default=96)
     parser.add_argument(
         "--images", type=int, default=80, help="layouts: images of an epoch; a short last batch is good"
     )
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--begin-epochs", type=int, default=30, help="layouts: training before the comparison")
+    parser.add_argument("--begin-epochs", type=int, default=20, help="layouts: training before the comparison")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--norms", nargs="+", default=list(LAYOUTS))
     parser.add_argument("--kills", type=int, default=100)
