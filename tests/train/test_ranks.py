@@ -15,11 +15,12 @@ from ranks_kit import run_ranks
 from torch import nn
 from train_kit import MemoryBatch, TinyDetector, make_images, make_trainer, plain_plan, split, weights
 
-from ullage.errors import TrainingError
+from ullage.errors import MemoryBudgetError, TrainingError
 from ullage.train.events import OutOfMemory, StepSkipped
 from ullage.train.loop import Trainer
-from ullage.train.ranks import Ranks
+from ullage.train.ranks import RankLost, Ranks
 from ullage.train.schedule import Schedule
+from ullage.train.sync_norm import synchronise_norms
 
 EPOCHS = 3
 
@@ -50,7 +51,8 @@ def trainer_of(ranks: Ranks, **changes: Any) -> Trainer:
 def all_scenarios(ranks: Ranks) -> dict[str, Any]:
     scenarios: dict[str, Callable[[Ranks], Any]] = {
         "plain": _plain, "out of memory": _out_of_memory, "not finite": _not_finite, "skipped": _skipped,
-        "stopped": _stopped, "shared": _shared,
+        "stopped": _stopped, "shared": _shared, "norms stopped": _norms_stopped, "norms not finite": _norms_not_finite,
+        "norms out of memory": _norms_out_of_memory,
     }  # fmt: skip
     return {name: scenario(ranks) for name, scenario in scenarios.items()}
 
@@ -133,6 +135,58 @@ def _shared(ranks: Ranks) -> Any:
     return tensor, many, ranks.from_main(f"from {ranks.rank}"), ranks.collect(ranks.rank), ranks.gather(ranks.rank)
 
 
+def _with_norms_together(ranks: Ranks) -> Trainer:
+    """BatchNorm over both processes, batches in several passes: each waits for the other in every layer."""
+    torch.manual_seed(0)
+    network = TinyDetector()
+    circle = synchronise_norms(network, ranks.size)
+    return make_trainer(Path(tempfile.mkdtemp()), shares(ranks), network=network, epochs=EPOCHS, ranks=ranks,
+                        circle=circle, plan=plain_plan(8, micro_batch=2))  # fmt: skip
+
+
+def _norms_stopped(ranks: Ranks) -> Any:
+    trainer = _with_norms_together(ranks)
+    passes = 0
+
+    def hook(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if ranks.rank == ranks.size - 1 and passes == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.state.network.down4.register_forward_pre_hook(hook)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    return trainer.state.position.epoch, trainer.state.position.batch
+
+
+def _norms_not_finite(ranks: Ranks) -> str:
+    """Behind the last norm, so that the other process meets nothing wrong and goes on to its next pass."""
+    trainer = _with_norms_together(ranks)
+
+    def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        return output * torch.inf if ranks.rank == ranks.size - 1 else None
+
+    trainer.state.network.head.cv3[2][2].register_forward_hook(hook)
+    with pytest.raises(TrainingError) as caught:
+        trainer.fit()
+    return str(caught.value)
+
+
+def _norms_out_of_memory(ranks: Ranks) -> str:
+    """The first process gives up at once, and the other, inside its pass, hears that it is gone. The last scenario."""
+    trainer = _with_norms_together(ranks)
+    if ranks.is_main:
+        trainer.state.network.down5.register_forward_pre_hook(lambda *_: _run_out())
+    with pytest.raises(MemoryBudgetError if ranks.is_main else RankLost) as caught:
+        trainer.fit()
+    return str(caught.value)
+
+
+def _run_out() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 @pytest.fixture(scope="module")
 def together() -> list[dict[str, Any]]:
     return run_ranks(all_scenarios, 2)
@@ -196,6 +250,16 @@ def test_a_step_that_is_not_finite_can_be_left_out(together: list[dict[str, Any]
 def test_a_stop_that_one_hears_stops_all_at_the_same_step(together: list[dict[str, Any]]) -> None:
     assert [one["stopped"][:2] for one in together] == [(0, 1), (0, 1)]
     assert [one["stopped"][2] for one in together] == [True, False], "only the main process writes"
+
+
+def test_norms_over_all_processes_leave_nobody_waiting(together: list[dict[str, Any]]) -> None:
+    first, second = together
+    assert first["norms stopped"] == second["norms stopped"]
+    assert first["norms not finite"] == second["norms not finite"]
+    assert "in process 1" in first["norms not finite"]
+    assert "the output of 'head.cv3.2.2' is the first that is not" in first["norms not finite"]
+    assert "out of memory in a training step with sync_bn=True" in first["norms out of memory"]
+    assert second["norms out of memory"].startswith("another process of this run is gone")
 
 
 def test_what_they_tell_each_other_arrives(together: list[dict[str, Any]]) -> None:

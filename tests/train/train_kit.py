@@ -124,7 +124,7 @@ class MemoryBatches:
 
 def make_trainer(folder: Path, batches: list[MemoryBatch], **changes: Any) -> Trainer:
     """Put a run together; ``changes`` are settings of ``OptimSettings``, arguments of ``Trainer``, or a memory plan."""
-    names = ("evaluate", "listeners", "frozen", "limits", "on_oom", "on_nan", "ranks", "name_image")
+    names = ("evaluate", "listeners", "frozen", "limits", "on_oom", "on_nan", "ranks", "name_image", "circle")
     arguments = {key: changes.pop(key) for key in names if key in changes}
     plan, kind = changes.pop("plan", None), changes.pop("kind", "SGD")
     network, precision = changes.pop("network", None), changes.pop("precision", Precision("cpu", None))

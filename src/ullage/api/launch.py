@@ -188,7 +188,9 @@ def _reason_to_restart(folder: Path, deaths: Mapping[int, Any]) -> str:
         code = deaths[rank].exitcode
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
         return f"process {rank} ended {how}"
-    return f"process {told[0]['rank']}: {told[0]['message']}" if told else "the processes ended without a word"
+    if not told:
+        return "the processes ended without a word"
+    return f"process {told[0]['rank']}: {told[0]['message'] or 'it was asked to stop'}"
 
 
 def _stamp(run: Path | None) -> int:

@@ -99,6 +99,8 @@ def _rehearse_step(trainer: Trainer, memory: PlannedMemory, worst: Worst, grante
             if not is_out_of_memory(error):
                 raise
             reason = reason_of(error)
+            if trainer.accumulate.is_awaited:
+                raise trainer.accumulate.relief.refusal("the rehearsal with sync_bn=True", reason) from None
         else:
             if granted is not None and needed > granted * SLACK:
                 reason = f"it needed {format_bytes(needed)} of {format_bytes(granted)}"

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Sequence
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from types import TracebackType
 from typing import Any, Self
@@ -49,16 +50,15 @@ class Relay:
         with contextlib.suppress(OSError), Client(str(self._door.address), authkey=self.key.encode()) as farewell:
             farewell.send(None)
         self._thread.join()
-        self._door.close()
 
     def _serve(self, door: Listener) -> None:
-        while True:
-            try:
-                with door.accept() as connection:
-                    if not self._hear(connection):
+        try:
+            while True:
+                with contextlib.suppress(OSError, EOFError, AuthenticationError), door.accept() as connection:
+                    if not self._hear(connection):  # else a process that died, or was none of ours
                         return
-            except (OSError, EOFError):  # a process that died, or was none of ours (AuthenticationError is an OSError)
-                continue
+        finally:
+            door.close()  # also when a listener failed: nobody shall wait at it
 
     def _hear(self, connection: Connection) -> bool:
         """Hand events over until the connection ends; return False at the farewell."""

@@ -97,9 +97,7 @@ class Accumulator:
                 if not is_out_of_memory(error):
                     raise
                 reason = reason_of(error)
-                if (
-                    self.circle is not None and self.ranks.size > 1
-                ):  # the others wait for it inside their passes, and cannot be asked
+                if self.is_awaited:
                     raise self.relief.refusal("a training step with sync_bn=True", reason) from None
             images = sum(batch.images_BCHW.shape[0] for batch in group)
             boxes = sum(len(batch.targets) for batch in group)
@@ -113,6 +111,11 @@ class Accumulator:
             if stopped:
                 return None
             self.relief.retreat("a training step", self._one_reason(reason))
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the others wait for this process inside their passes: it cannot leave one out, nor ask them."""
+        return self.circle is not None and self.ranks.size > 1
 
     def undo(self) -> None:
         """Return to before the group: no gradients, and BatchNorm's statistics and random numbers as they were."""
@@ -160,7 +163,7 @@ class Accumulator:
         """Return this process's sums of the loss's parts, and of its normaliser."""
         found: list[torch.Tensor] = []
         for images_B3HW, targets in self.passes(group):
-            if is_stopped():
+            if is_stopped() and not self.is_awaited:
                 break
             sums = self.loss_of(images_B3HW, targets)
             self.scaler.scale(sums.total).backward()

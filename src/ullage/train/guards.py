@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
 
@@ -88,20 +89,21 @@ class FiniteGuard:
         """Undo the step; return the first place of the forward pass that is not finite, with the images there."""
         self.accumulate.undo()
         images = [self.name_image(index) for batch in group for index in batch.indices]
-        indices = iter(images)
+        indices, first = iter(images), ("", images)
         for images_B3HW, targets in self.accumulate.passes(group):
             names = [next(indices) for _ in range(images_B3HW.shape[0])]
             with torch.no_grad(), _first_not_finite(self.accumulate.network) as found:
                 sums = self.accumulate.loss_of(images_B3HW, targets)
+            if first[0]:  # the passes that are left are for the other processes, which may wait for this one in them
+                continue
             if found:
-                self.accumulate.undo()
-                return f"the output of '{found[0]}'", names
-            if not bool(torch.isfinite(sums.parts).all()):
-                self.accumulate.undo()
-                wrong = [n for n, v in zip(self.part_names, sums.parts.tolist(), strict=True) if v - v != 0]
-                return f"the {' and '.join(wrong)} loss", names
+                first = f"the output of '{found[0]}'", names
+            elif wrong := [
+                n for n, v in zip(self.part_names, sums.parts.tolist(), strict=True) if not math.isfinite(v)
+            ]:
+                first = f"the {' and '.join(wrong)} loss", names
         self.accumulate.undo()
-        return "", images
+        return first
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Keeping:
 
 
 class Keeper:
-    """Writes the files of a run, in the main process; the others wait for it where that matters.
+    """Writes the files of a run, in the main process.
 
     A disk that is full, or gone, ends no run: the file that was there stays, the user is told, and the new one is
     written with the next that is due. Only the end of the run insists.
@@ -75,7 +75,7 @@ class Keeper:
         """Write the checkpoint from which the run goes on, and what is still owed.
 
         Args:
-            insist: Do not return before all is written, in every process.
+            insist: Return only when all is written.
 
         Raises:
             StorageError: ``insist``, and something could not be written.
@@ -88,14 +88,13 @@ class Keeper:
             self.settle()
 
     def settle(self) -> None:
-        """Return when all is written, in every process.
+        """Insist that all is written.
 
         Raises:
             StorageError: Something could not be written.
         """
         if self._problem is not None:
             raise self._problem
-        self.ranks.wait()
 
     def keep_last_if_due(self) -> None:
         """Write ``last.pt`` when the last one is old enough."""

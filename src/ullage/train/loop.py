@@ -96,7 +96,8 @@ class Trainer:
         except MemoryBudgetError as error:
             if self.update.is_torn:
                 raise
-            self.keeper.keep_last(insist=True)
+            with StopRequest():  # the launcher may end this process meanwhile, because another one has failed, too
+                self.keeper.keep_last(insist=True)
             last = self.keeper.keeping.last
             raise MemoryBudgetError(f"{error}; nothing is lost, '{last}' goes on from here") from None
 
@@ -198,6 +199,7 @@ class Trainer:
         """Say why the run is over and what it leaves."""
         position, keeping = self.state.position, self.keeper.keeping
         self.keeper.settle()
+        self.ranks.wait()  # a process that ends early would have the launcher end the one that writes
         ended = RunEnded(reason, position.epoch, position.best_epoch, position.seconds,
                          {"best": keeping.best, "last": keeping.last})  # fmt: skip
         self.tell(ended)

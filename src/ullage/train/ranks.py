@@ -53,7 +53,7 @@ class Ranks:
         if self.size == 1:
             return list(figures)
         sums = torch.tensor(figures, dtype=torch.float64)
-        with _losses_named():
+        with named_losses():
             dist.all_reduce(sums)
         return sums.tolist()
 
@@ -65,7 +65,7 @@ class Ranks:
         """
         if self.size == 1:
             return
-        with _losses_named():
+        with named_losses():
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
                 dist.all_reduce(flat)
@@ -81,7 +81,7 @@ class Ranks:
         if self.size == 1:
             return value
         box: list[Any] = [value]
-        with _losses_named():
+        with named_losses():
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
@@ -94,7 +94,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _losses_named():
+        with named_losses():
             dist.all_gather_object(values, value)
         return values
 
@@ -107,7 +107,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_main else None
-        with _losses_named():
+        with named_losses():
             dist.gather_object(value, values, dst=0)
         return values
 
@@ -119,7 +119,7 @@ class Ranks:
         """
         if self.size == 1:
             return
-        with _losses_named():
+        with named_losses():
             for tensor in tensors:
                 whole = tensor.detach().contiguous()
                 dist.broadcast(whole, src=0)
@@ -172,8 +172,12 @@ def joined(device: torch.device) -> Generator[Ranks]:
 
 
 @contextlib.contextmanager
-def _losses_named() -> Generator[None]:
-    """Say in our words that a connection broke."""
+def named_losses() -> Generator[None]:
+    """Say in our words that a connection broke.
+
+    Raises:
+        RankLost: It did.
+    """
     try:
         yield
     except torch.OutOfMemoryError:

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ullage.memory import register_norm
+from ullage.train.ranks import named_losses
 
 Statistics: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _backward: Any = torch.ops.aten.native_batch_norm_backward
@@ -86,13 +87,15 @@ class Circle:
         if self.size == 1 or isinstance(own, FakeTensor):  # a plan is made: memory alone is asked for
             return [own]
         parts = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(parts, own, group=self._groups[self.size])
+        with named_losses():
+            dist.all_gather(parts, own, group=self._groups[self.size])
         return parts
 
     def add(self, own: torch.Tensor) -> None:
         """Add up what every process tells, in place."""
         if self.size > 1 and not isinstance(own, FakeTensor):
-            dist.all_reduce(own, group=self._groups[self.size])
+            with named_losses():
+                dist.all_reduce(own, group=self._groups[self.size])
 
 
 def synchronise_norms(network: nn.Module, ranks: int) -> Circle:
